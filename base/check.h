@@ -1,0 +1,26 @@
+#ifndef BASE_CHECK_H
+#define BASE_CHECK_H
+
+/* Assertions that stay on in every build: a broken invariant stops the process before it can
+ * acknowledge or write anything more. Never used on bytes from a client, a peer or the disk. */
+
+#define ASSERT(condition)                                                                          \
+    ((__builtin_expect(!!(condition), 1)) ? (void)0 : check_failed(#condition, __FILE__, __LINE__))
+
+/* implication: whenever a holds, b must hold */
+#define ASSERT_IF(a, b) ASSERT(!(a) || (b))
+
+/* A place the control flow cannot reach. */
+#define UNREACHABLE() check_failed("unreachable", __FILE__, __LINE__)
+
+/* Prints the condition and its place to stderr and aborts. */
+_Noreturn void check_failed(const char *condition, const char *file, int line);
+
+/* A planted bug: true only in a build with -DDURAMEN_BUG=number. The bank of planted bugs
+ * (docs/TESTING.md) proves that the tests can fail; in a shipped build this is the constant 0. */
+#ifndef DURAMEN_BUG
+#define DURAMEN_BUG 0
+#endif
+#define PLANTED_BUG(number) (DURAMEN_BUG == (number))
+
+#endif

@@ -1,0 +1,94 @@
+#ifndef BASE_IO_H
+#define BASE_IO_H
+
+#include <stdbool.h>
+
+#include "base/bytes.h"
+#include "base/err.h"
+
+/* The world, passed in. Everything below the server that needs time or the disk gets it through
+ * these tables; the simulator passes its own. (The network joins them with replication.) */
+
+struct clock {
+    void *ctx;
+    /* Nanoseconds that never go back; for durations and time-outs. */
+    uint64_t (*monotonic_ns)(void *ctx);
+    /* Milliseconds since 1970; may jump. Only for expiry, and only on the node that proposes. */
+    int64_t (*wall_ms)(void *ctx);
+};
+
+/* The system's clocks. */
+struct clock clock_real(void);
+
+enum { DISK_BLOCK = 4096 };
+
+/* A file of the data folder, as the disk knows it. */
+typedef int disk_file;
+
+/* One durable write in flight: done when every byte is on stable storage. Embedded by its owner,
+ * who leaves it and its memory alone until done() ran. done() runs exactly once, from poll(),
+ * never inside submit(). */
+struct disk_op {
+    disk_file file;
+    uint64_t offset;      /* multiple of DISK_BLOCK */
+    const uint8_t *at;    /* aligned to DISK_BLOCK */
+    size_t size;          /* multiple of DISK_BLOCK */
+    uint32_t delay_us;    /* wait this long before the write starts (back-pressure); usually 0 */
+    void (*done)(struct disk_op *op, enum err result);
+    void *ctx;            /* the owner's */
+    uint64_t submitted_ns; /* set by submit() */
+    struct disk_op *next; /* the disk's, while in flight */
+};
+
+enum disk_open_flags {
+    DISK_CREATE = 1,    /* create if absent */
+    DISK_EXCLUSIVE = 2, /* with DISK_CREATE: ERR_EXISTS if present */
+    DISK_DIRECT = 4,    /* bypass the page cache where the file system can; all transfers aligned */
+    DISK_READ_ONLY = 8,
+};
+
+/* A folder of files. Names have no slash. All calls but submit(), poll() and write_durable()
+ * block, and may be made from any thread; those three belong to the one thread that owns the log. */
+struct disk {
+    void *ctx;
+    const char *name; /* "uring" or "posix" or "sim": what /status shows */
+
+    enum err (*open)(void *ctx, const char *name, int flags, disk_file *file_out);
+    void (*close)(void *ctx, disk_file file);
+    enum err (*size)(void *ctx, disk_file file, uint64_t *size_out);
+    /* Reads exactly `size` bytes; ERR_TRUNCATED past the end, ERR_IO if the device cannot. */
+    enum err (*read)(void *ctx, disk_file file, uint64_t offset, void *at, size_t size);
+    /* Writes all of it, not yet durable. */
+    enum err (*write)(void *ctx, disk_file file, uint64_t offset, const void *at, size_t size);
+    /* Makes content and size durable. After an error the content is unknown: never retried. */
+    enum err (*sync)(void *ctx, disk_file file);
+    /* Makes creations, renames and removals in the folder durable. */
+    enum err (*sync_folder)(void *ctx);
+    /* Writes zeros over [0, size) so that later overwrites touch no metadata, and syncs. Slow. */
+    enum err (*fill)(void *ctx, disk_file file, uint64_t size);
+    enum err (*rename)(void *ctx, const char *from, const char *to);
+    enum err (*remove)(void *ctx, const char *name);
+    /* Calls each() with every name, in no order. */
+    enum err (*list)(void *ctx, void (*each)(void *each_ctx, const char *name), void *each_ctx);
+    /* Bytes free for us. */
+    enum err (*space)(void *ctx, uint64_t *free_out);
+
+    /* Starts a durable write. Any number may be in flight. */
+    void (*submit)(void *ctx, struct disk_op *op);
+    /* Runs done() of every finished op; returns how many. Never blocks. */
+    int (*poll)(void *ctx);
+    /* The same durable write, in the caller's thread: for when nothing else could run meanwhile. */
+    enum err (*write_durable)(
+        void *ctx, disk_file file, uint64_t offset, const void *at, size_t size);
+    /* Sets what is called, from any thread, when poll() has something to do. */
+    void (*set_wake)(void *ctx, void (*wake)(void *wake_ctx), void *wake_ctx);
+};
+
+/* What a node is given at open. */
+struct io {
+    struct clock clock;
+    struct disk disk;
+    uint64_t seed; /* of every random choice, hash seeds included */
+};
+
+#endif

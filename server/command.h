@@ -1,0 +1,87 @@
+#ifndef SERVER_COMMAND_H
+#define SERVER_COMMAND_H
+
+#include "server/session.h"
+
+/* The command table and what a command sees.
+ *
+ * The dispatcher (server/dispatch.c) has checked name, arity, authentication and admission, and has
+ * begun a node transaction for COMMAND_WRITE; the command reads through call_get(), writes through
+ * node_put()/node_delete()/node_clear() and appends exactly one reply to call->out. It never begins or commits.
+ * The dispatcher commits and holds the reply back for the right ticket. Inside EXEC all queued
+ * commands share one transaction. */
+
+enum command_flags {
+    COMMAND_WRITE = 1,
+    COMMAND_READ = 2,
+    COMMAND_FAST = 4,
+    COMMAND_ADMIN = 8,
+    COMMAND_NO_AUTH = 16,   /* allowed before AUTH */
+    COMMAND_NO_MULTI = 32,  /* refused inside MULTI */
+    COMMAND_IN_MULTI = 64,  /* runs at once inside MULTI instead of being queued */
+    COMMAND_LOADING = 128,
+    COMMAND_KEYS = 256,     /* has keys, at first_key..last_key by step */
+};
+
+struct call {
+    struct server *server;
+    struct session *session;
+    struct node *node;
+    const struct command *command;
+    uint32_t argc;
+    const struct bytes *argv;
+    struct buffer *out;
+    int version;           /* of RESP */
+    uint16_t bucket;
+    enum node_view view;
+    bool in_exec;
+    bool read_pending;     /* the dispatcher's: a pending record may have been read */
+};
+
+struct command {
+    const char *name;      /* lower case; "client|setname" for subcommands */
+    int arity;             /* as Redis: negative is "at least" */
+    uint32_t flags;
+    int first_key, last_key, step;
+    void (*run)(struct call *call);
+    const char *group;     /* string, generic, transactions, connection, server */
+    const char *since;
+    const char *complexity;
+    const char *summary;
+    const char *categories; /* "@read @string @fast" */
+};
+
+/* NULL if unknown. Case-insensitive. */
+const struct command *command_find(struct bytes name);
+const struct command *command_table(uint32_t *count_out);
+
+/* Executes one parsed command of a session: queues it (MULTI) or runs it. False: not now (throttled or
+ * blocked); the caller keeps the bytes and calls again after session_continue(). */
+bool dispatch(struct session *session, uint32_t argc, const struct bytes *argv);
+
+/* The value of a key in the call's view: OK, or ERR_NOT_FOUND, or (an error reply was written)
+ * ERR_CORRUPT. Keys over KEY_SIZE_MAX: the dispatcher refused the command already. */
+enum err call_get(struct call *call, struct bytes key, struct value *value_out);
+/* Stores bytes; on lack of room writes an error reply and returns false. */
+bool call_put(struct call *call, struct bytes key, struct bytes value, int64_t expires_ms);
+bool call_delete(struct call *call, struct bytes key);
+/* Room for a value of `size` bytes to be filled in by the caller at once; NULL: error reply written. */
+uint8_t *call_put_begin(struct call *call, struct bytes key, size_t size, int64_t expires_ms);
+/* Case-insensitive comparison of an argument with a lower-case word. */
+bool argument_is(struct bytes argument, const char *word);
+/* Strict decimal as Redis's string2ll: no spaces, no plus, no leading zeros; false if not or out of range. */
+bool argument_integer(struct bytes argument, int64_t *value_out);
+/* The errors every family shares. */
+void reply_syntax_error(struct call *call);
+void reply_not_integer(struct call *call);
+void reply_wrong_arity(struct call *call);
+
+/* Families of commands, each a table ending with a NULL name. */
+extern const struct command commands_string[];
+extern const struct command commands_key[];
+extern const struct command commands_expire[];
+extern const struct command commands_transaction[];
+extern const struct command commands_connection[];
+extern const struct command commands_server[];
+
+#endif

@@ -1,0 +1,129 @@
+#ifndef SERVER_SERVER_H
+#define SERVER_SERVER_H
+
+#include <netinet/in.h>
+
+#include "base/buffer.h"
+#include "base/histogram.h"
+#include "cluster/node/node.h"
+#include "server/loop.h"
+#include "server/resp.h"
+
+/* The running server: one struct, nothing global. Owned by the loop's thread. */
+
+struct session;
+struct command;
+
+/* What the operator set (server/config.c fills it: flag > environment > file > default). */
+struct server_config {
+    const char *data;
+    char *listen;          /* "host:port" or "off" */
+    char *http;
+    char *peer;
+    char *join;
+    char *name;
+    char *zone;
+    uint32_t replicas;
+    uint32_t ranges;
+    uint64_t memory;
+    uint64_t log_bytes;
+    enum log_io log_io;
+    char *io;              /* "auto", "uring" or "posix": of the loop */
+    char *password_hash;   /* argon2id string, NULL: no authentication */
+    uint32_t connections_max;
+    uint64_t output_limit;     /* bytes held for one slow reader before it is dropped */
+    uint64_t client_memory;    /* of all connections together */
+    uint32_t idle_timeout_s;   /* 0: none */
+    uint64_t slowlog_us;       /* slower commands are kept; UINT64_MAX: none */
+    uint32_t slowlog_max;
+    bool debug_command;
+    bool scrub;
+    lsn_t accept_loss;
+    char *allowed_hosts;       /* HTTP Host allow-list beside loopback names, comma-separated */
+    char *log_level;
+    bool log_json;
+};
+
+struct server_counters {
+    uint64_t commands;
+    uint64_t connections;
+    uint64_t connections_rejected;
+    uint64_t net_in;
+    uint64_t net_out;
+    uint64_t errors;         /* error replies */
+    uint64_t protocol_errors;
+    uint64_t auth_failures;
+    uint64_t slow_readers;   /* dropped */
+    uint64_t throttled;      /* times a connection waited for memory */
+    uint64_t keyspace_hits;
+    uint64_t keyspace_misses;
+    uint64_t http_requests;
+};
+
+struct slowlog_entry;
+
+/* Somebody (HTTP) waits for a ticket: on_ready runs from the loop when it is committed. Embedded. */
+struct ticket_waiter {
+    ticket_t ticket;
+    void (*on_ready)(struct ticket_waiter *waiter);
+    struct ticket_waiter *next;
+};
+
+struct server {
+    struct server_config config;
+    struct io io;
+    struct node *node;
+    struct loop *loop;
+    struct disk *disk;
+    struct session *sessions;       /* all, newest first, linked by session.next_all */
+    uint32_t session_count;
+    uint64_t next_session_id;
+    uint64_t client_bytes;          /* memory in all connections' buffers */
+    struct ticket_waiter *waiters;  /* oldest ticket first */
+    struct ticket_waiter *waiters_last;
+    struct server_counters counters;
+    uint64_t started_ns;
+    int64_t started_wall_ms;
+    int listen_fd, http_fd;
+    struct sockaddr_storage resp_address, http_address;
+    char resp_text[80], http_text[80], peer_text[80]; /* "host:port" as served, "off" */
+    void *http;                     /* server/http.c's */
+    void *auth;                     /* server/auth.c's */
+    struct slowlog_entry *slowlog;
+    uint32_t slowlog_count;
+    uint64_t slowlog_next_id;
+    uint64_t run_id[3];             /* random, shown by INFO */
+    bool stopping;
+    int exit_code;
+};
+
+/* Loop callbacks and life cycle: server/server.c. Returns the process's exit code. */
+int server_run(struct server_config *config);
+/* Registers a waiter; if its ticket is committed already, on_ready runs before this returns. */
+void server_wait(struct server *server, struct ticket_waiter *waiter);
+void server_unwait(struct server *server, struct ticket_waiter *waiter);
+
+/* server/http.c. Serves on listen_fd inside the loop. */
+enum err http_open(struct server *server, int listen_fd) MUST_CHECK;
+void http_close(struct server *server);
+/* Gives libmicrohttpd its turn; from on_turn_end, if anything was resumed. */
+void http_turn(struct server *server);
+
+/* server/report.c: what INFO, /metrics and /status are made of. */
+enum err report_metrics(struct server *server, struct buffer *out) MUST_CHECK;
+enum err report_status(struct server *server, struct buffer *out) MUST_CHECK;
+/* section: "" default, or a section's name, "all", "everything" */
+enum err report_info(struct server *server, struct bytes section, struct buffer *out) MUST_CHECK;
+
+/* server/auth.c. Verification runs on a worker thread; a verified secret is remembered by hash. */
+enum auth_result { AUTH_OK, AUTH_WRONG, AUTH_WAIT, AUTH_LIMITED };
+enum err auth_open(struct server *server) MUST_CHECK;
+void auth_close(struct server *server);
+bool auth_required(const struct server *server);
+/* AUTH_WAIT: on_done(ctx, result) comes from the loop later. `source` is the peer's address. */
+enum auth_result auth_check(struct server *server, struct bytes password, uint32_t source,
+    void (*on_done)(void *ctx, enum auth_result result), void *ctx);
+/* From on_wake: delivers finished verifications. */
+void auth_poll(struct server *server);
+
+#endif
