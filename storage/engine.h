@@ -57,6 +57,10 @@ enum err engine_open(
 void engine_close(struct engine *engine, bool checkpoint);
 
 struct wal *engine_wal(struct engine *engine);
+struct kv *engine_kv(struct engine *engine);
+const struct kv_ops *engine_kv_ops(const struct engine *engine);
+/* Everything up to here is in the bottom store. */
+lsn_t engine_checkpointed(const struct engine *engine);
 
 /* OK, or why a write of `size` bytes cannot be taken now: ERR_FULL, ERR_TOO_LARGE, ERR_POISONED, or
  * ERR_AGAIN (memory budget: wait for the checkpoint; engine's wake() tells when it moved). */

@@ -63,9 +63,9 @@ struct kv_ops {
     enum err (*cursor_next)(void *cursor, struct bytes *key_out, struct value *value_out);
     void (*cursor_close)(void *cursor);
 
-    /* Calls each() for up to `limit` keys with 0 < expires_ms <= until, oldest first; stops when it
-     * returns false. */
-    enum err (*expired)(struct kv_read *read, int64_t until, uint32_t limit,
+    /* Calls each() for every key with max(from, 1) <= expires_ms <= until, oldest first; stops when
+     * it returns false. */
+    enum err (*expired)(struct kv_read *read, int64_t from, int64_t until,
         bool (*each)(void *ctx, uint16_t range, struct bytes key, int64_t expires_ms), void *ctx);
 
     /* The one writer. Commit is fully synced; after any error the transaction is gone and the store

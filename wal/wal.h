@@ -53,6 +53,7 @@ struct wal_config {
     lsn_t applied;             /* from kv meta: everything up to here is checkpointed */
     lsn_t promised;            /* from kv meta: highest LSN known durable then */
     lsn_t accept_loss;         /* operator's --accept-loss: cut damage at or after this LSN; 0 = no */
+    bool fresh;                /* a restored store: no slots are expected although applied > 0 */
     bool background;           /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
     /* Replay, from wal_open() only, in order of LSN, from applied + 1 on. */
