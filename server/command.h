@@ -35,7 +35,9 @@ struct call {
     uint16_t bucket;
     enum node_view view;
     bool in_exec;
-    bool read_pending;     /* the dispatcher's: a pending record may have been read */
+    bool read_pending;     /* a pending record may have been read: the reply waits for its ticket */
+    bool abort;            /* a put or delete found no room: the dispatcher aborts the transaction; the
+                              command has written its error */
 };
 
 struct command {
@@ -75,6 +77,47 @@ bool argument_integer(struct bytes argument, int64_t *value_out);
 void reply_syntax_error(struct call *call);
 void reply_not_integer(struct call *call);
 void reply_wrong_arity(struct call *call);
+
+/* Finds the command that the arguments name, subcommands included ("client|setname"), and checks the
+ * number of arguments. NULL: Redis's error for it (unknown command or subcommand, arity) was written. */
+const struct command *command_resolve(
+    uint32_t argc, const struct bytes *argv, struct buffer *out);
+
+/* Runs call->command: the one place that counts, times and (slowlog) remembers it. Used by dispatch()
+ * and, for each queued command, by EXEC. Neither begins nor commits. server/dispatch.c. */
+void dispatch_run(struct call *call);
+
+/* server/command_transaction.c. A command queued after MULTI: one allocation, arguments behind it. */
+struct queued_command {
+    struct queued_command *next;
+    const struct command *command;
+    uint32_t argc;
+    struct bytes argv[];
+};
+/* Appends a copy to the session's queue and adds its size to queue_bytes; false: no memory. */
+bool transaction_queue(struct session *session, const struct command *command, uint32_t argc,
+    const struct bytes *argv);
+/* Leaves MULTI: drops the queue and the watched keys. Also for closing sessions and RESET. */
+void transaction_discard(struct session *session);
+/* For closing sessions and RESET (server/command_connection.c): back to how a new connection is. */
+void connection_reset(struct session *session);
+
+/* server/command_server.c: slow commands, newest first in server->slowlog. */
+struct slowlog_entry {
+    struct slowlog_entry *next;
+    uint64_t id;
+    int64_t wall_s;
+    uint64_t duration_us;
+    uint32_t argc;
+    char address[64], name[64];
+    struct bytes argv[]; /* shortened as Redis does: 32 arguments of 128 bytes */
+};
+/* Keeps the command if it took server->config.slowlog_us or longer. */
+void slowlog_record(const struct call *call, uint64_t duration_us);
+void slowlog_reset(struct server *server);
+
+/* server/command.c: frees what commands keep in server->commands (SCAN's cursors, settings). */
+void commands_close(struct server *server);
 
 /* Families of commands, each a table ending with a NULL name. */
 extern const struct command commands_string[];

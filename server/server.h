@@ -89,6 +89,7 @@ struct server {
     char resp_text[80], http_text[80], peer_text[80]; /* "host:port" as served, "off" */
     void *http;                     /* server/http.c's */
     void *auth;                     /* server/auth.c's */
+    struct command_state *commands; /* server/command.c's; commands_close() frees it */
     struct slowlog_entry *slowlog;
     uint32_t slowlog_count;
     uint64_t slowlog_next_id;
