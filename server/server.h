@@ -62,6 +62,17 @@ struct server_counters {
 
 struct slowlog_entry;
 
+/* Statistics of one command, kept by dispatch_run(); its place in the array is its place in
+ * command_table(). `failed` counts error replies of the command itself, `rejected` those of the dispatcher
+ * (arity, authentication, no room). */
+struct command_stats {
+    uint64_t calls;
+    uint64_t failed;
+    uint64_t rejected;
+    uint64_t ns;                  /* spent in all calls */
+    struct histogram *latency_ns; /* allocated at the first call; NULL: never called */
+};
+
 /* Somebody (HTTP) waits for a ticket: on_ready runs from the loop when it is committed. Embedded. */
 struct ticket_waiter {
     ticket_t ticket;
@@ -90,6 +101,7 @@ struct server {
     void *http;                     /* server/http.c's */
     void *auth;                     /* server/auth.c's */
     struct command_state *commands; /* server/command.c's; commands_close() frees it */
+    struct command_stats *command_stats; /* one per entry of command_table(); NULL: not kept */
     struct slowlog_entry *slowlog;
     uint32_t slowlog_count;
     uint64_t slowlog_next_id;
@@ -117,6 +129,9 @@ enum err report_status(struct server *server, struct buffer *out) MUST_CHECK;
 enum err report_info(struct server *server, struct bytes section, struct buffer *out) MUST_CHECK;
 
 /* server/auth.c. Verification runs on a worker thread; a verified secret is remembered by hash. */
+/* Makes the argon2id string that is kept instead of `password` (crypto_pwhash_STRBYTES, 128 bytes, do).
+ * Takes milliseconds; for start-up. ERR_NOMEM. */
+enum err auth_hash(const char *password, char *out, size_t size) MUST_CHECK;
 enum auth_result { AUTH_OK, AUTH_WRONG, AUTH_WAIT, AUTH_LIMITED };
 enum err auth_open(struct server *server) MUST_CHECK;
 void auth_close(struct server *server);
