@@ -16,7 +16,10 @@ void *buffer_reserve(struct buffer *buffer, size_t more)
     ASSERT(buffer->head <= buffer->size && buffer->size <= buffer->capacity);
     if (buffer->capacity - buffer->size >= more) return buffer->at + buffer->size;
     size_t live = buffer->size - buffer->head;
-    if (more > SIZE_MAX / 4 - live) return NULL;
+    if (more > SIZE_MAX / 4 - live) {
+        buffer->failed = true;
+        return NULL;
+    }
     /* slide before growing, if at least half of the memory is consumed already */
     if (buffer->head >= buffer->capacity / 2 && buffer->capacity - live >= more) {
         memmove(buffer->at, buffer->at + buffer->head, live);
@@ -25,7 +28,10 @@ void *buffer_reserve(struct buffer *buffer, size_t more)
         while (capacity < live + more)
             capacity *= 2;
         uint8_t *at = malloc(capacity);
-        if (at == NULL) return NULL;
+        if (at == NULL) {
+            buffer->failed = true;
+            return NULL;
+        }
         if (live > 0) memcpy(at, buffer->at + buffer->head, live);
         free(buffer->at);
         buffer->at = at;

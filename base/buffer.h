@@ -13,6 +13,7 @@ struct buffer {
     size_t head;
     size_t size;
     size_t capacity;
+    bool failed; /* an append found no memory: for writers that check once, at the end */
 };
 
 /* Frees the memory; the buffer is empty and usable again. */
