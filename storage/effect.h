@@ -21,6 +21,9 @@ enum effect_kind {
 
 enum { EFFECT_HEADER = 24, KEY_SIZE_MAX = 400, VALUE_SIZE_MAX = 16 << 20 };
 
+/* A key as memtable and bottom store have it: u16 bucket big-endian, then the user's key. */
+enum { KEY_SIZE_MAX_STORED = KEY_SIZE_MAX + 2 };
+
 struct effect {
     uint8_t kind;
     uint8_t flags; /* data type of the value, TYPE_STRING so far */

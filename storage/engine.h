@@ -27,16 +27,16 @@ struct engine_config {
     const struct kv_ops *kv;
     const char *kv_folder;
     uint8_t store_id[16];
-    uint32_t ranges;       /* data ranges, ids 1..ranges; range 0 is the system's */
-    size_t memory;         /* budget of the memtables (both), checkpoint buffers included */
-    uint64_t slot_size;    /* 0: default */
+    uint32_t ranges; /* data ranges, ids 1..ranges; range 0 is the system's */
+    size_t memory; /* budget of the memtables (both), checkpoint buffers included */
+    uint64_t slot_size; /* 0: default */
     uint64_t log_bytes_max;
     lsn_t accept_loss;
-    uint64_t map_size;     /* of the bottom store; 0: sized to the disk */
-    uint32_t chunk_puts;   /* entries per checkpoint transaction; 0: default */
-    bool background;       /* own checkpoint thread, slot filling in the background */
+    uint64_t map_size; /* of the bottom store; 0: sized to the disk */
+    uint32_t chunk_puts; /* entries per checkpoint transaction; 0: default */
+    bool background; /* own checkpoint thread, slot filling in the background */
     bool create;
-    bool scrub;            /* visit every stored value in the background */
+    bool scrub; /* visit every stored value in the background */
     void *ctx;
     /* Records up to lsn are durable. From engine_poll() and engine_flush(). */
     void (*on_durable)(void *ctx, lsn_t lsn);
@@ -46,13 +46,13 @@ struct engine_config {
 
 struct engine_report {
     struct wal_recovery log;
-    lsn_t checkpointed;     /* before replay */
+    lsn_t checkpointed; /* before replay */
     uint64_t replay_ns;
-    char detail[320];       /* one sentence when open fails */
+    char detail[320]; /* one sentence when open fails */
 };
 
-enum err engine_open(
-    const struct engine_config *config, struct engine_report *report, struct engine **engine_out) MUST_CHECK;
+enum err engine_open(const struct engine_config *config, struct engine_report *report,
+    struct engine **engine_out) MUST_CHECK;
 /* checkpoint: bring everything into the bottom store first (a clean shutdown). */
 void engine_close(struct engine *engine, bool checkpoint);
 
@@ -73,8 +73,9 @@ enum err engine_poll(struct engine *engine) MUST_CHECK;
 /* Periodic work (10 ms to 1 s): promise marks, sealing by age, map and disk checks. */
 void engine_tick(struct engine *engine);
 
-/* Applies a committed record to the active memtable, in order of LSN, each once. */
-void engine_apply(struct engine *engine, const struct wal_record *record);
+/* Applies a committed record to the active memtable, in order of LSN, each once. ERR_NOMEM and
+ * ERR_CORRUPT are fatal: what was committed cannot be shown, so the caller stops the node. */
+enum err engine_apply(struct engine *engine, const struct wal_record *record) MUST_CHECK;
 lsn_t engine_applied(const struct engine *engine);
 
 /* Committed state. `key` is bucket-prefixed (u16 BE + user's). The value borrows until the next
@@ -121,14 +122,14 @@ struct engine_stats {
     uint64_t memory_limit;
     uint64_t checkpoints;
     uint64_t checkpoint_puts;
-    uint64_t checkpoint_ns;    /* spent in the last whole checkpoint */
+    uint64_t checkpoint_ns; /* spent in the last whole checkpoint */
     uint64_t checkpoint_failures;
     bool checkpoint_running;
-    uint64_t throttled;        /* flushes that were delayed */
-    uint64_t damaged;          /* values that failed their checksum */
-    uint64_t scrubbed;         /* values checked by the scrub */
+    uint64_t throttled; /* flushes that were delayed */
+    uint64_t damaged; /* values that failed their checksum */
+    uint64_t scrubbed; /* values checked by the scrub */
     uint64_t scrub_rounds;
-    uint64_t expires;          /* keys with an expiry (an estimate) */
+    uint64_t expires; /* keys with an expiry (an estimate) */
 };
 void engine_stats(struct engine *engine, struct engine_stats *stats_out);
 /* Applied index of a range: the LSN of the newest record applied to it. */
