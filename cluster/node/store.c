@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "storage/store.h"
+#include "cluster/node/store.h"
 
 #include <errno.h>
 #include <linux/futex.h>

@@ -1,5 +1,5 @@
-#ifndef STORAGE_STORE_H
-#define STORAGE_STORE_H
+#ifndef CLUSTER_NODE_STORE_H
+#define CLUSTER_NODE_STORE_H
 
 #include "base/err.h"
 #include "storage/engine.h"
