@@ -16,7 +16,8 @@
 struct backup;
 
 /* Owner's thread. Seals and checkpoints nothing; pins the log. */
-enum err backup_open(struct engine *engine, const char *cluster_id, const char *name, struct backup **backup_out) MUST_CHECK;
+enum err backup_open(struct engine *engine, const char *cluster_id, const char *name,
+    struct backup **backup_out) MUST_CHECK;
 /* Any one thread: produces the next bytes of the file into out (up to about 1 MiB). ERR_NOT_FOUND: all was
  * produced. ERR_AGAIN: the image is done; call backup_finish_at() on the owner's thread, then go on. */
 enum err backup_next(struct backup *backup, struct buffer *out) MUST_CHECK;
@@ -39,7 +40,8 @@ struct backup_info {
 };
 
 /* Reads a whole backup file and checks every checksum. `detail` gets one sentence on ERR_CORRUPT. */
-enum err backup_verify(const char *file, struct backup_info *info_out, char *detail, size_t detail_size) MUST_CHECK;
+enum err backup_verify(
+    const char *file, struct backup_info *info_out, char *detail, size_t detail_size) MUST_CHECK;
 /* Restores into `folder`, which must be absent or empty (ERR_EXISTS): builds a temporary folder beside it, syncs, renames.
  * dry_run: reads and checks only. progress may be NULL. */
 enum err backup_restore(const char *file, const char *folder, bool dry_run,
@@ -48,7 +50,7 @@ enum err backup_restore(const char *file, const char *folder, bool dry_run,
 
 /* Verifies a stopped node's folder: identity, log, every stored value. found() gets a sentence per damage (which file, range, key, LSN).
  * ERR_CORRUPT if there was any; ERR_BUSY if a node runs on it. */
-enum err folder_verify(const char *folder, void (*found)(void *ctx, const char *sentence), void *ctx,
-    uint64_t *values_out, uint64_t *records_out) MUST_CHECK;
+enum err folder_verify(const char *folder, void (*found)(void *ctx, const char *sentence),
+    void *ctx, uint64_t *values_out, uint64_t *records_out) MUST_CHECK;
 
 #endif

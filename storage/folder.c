@@ -131,7 +131,8 @@ enum err folder_identity_decode(struct bytes text, struct folder_identity *ident
     if (number != FOLDER_FORMAT) return ERR_MISMATCH;
     identity.format = (uint32_t)number;
     value = take_line(&rest, "cluster", &size);
-    if (value == NULL || size != 32 || !from_hex(value, identity.cluster_id, 16)) return ERR_CORRUPT;
+    if (value == NULL || size != 32 || !from_hex(value, identity.cluster_id, 16))
+        return ERR_CORRUPT;
     value = take_line(&rest, "node", &size);
     if (value == NULL || size != 32 || !from_hex(value, identity.node_id, 16)) return ERR_CORRUPT;
     value = take_line(&rest, "name", &size);
@@ -163,15 +164,16 @@ enum err folder_random_id(uint8_t id_out[16])
     return OK;
 }
 
-static enum err read_identity(int folder_fd, const char *path,
-    struct folder_identity *identity_out, char *detail, size_t detail_size)
+static enum err read_identity(int folder_fd, const char *path, struct folder_identity *identity_out,
+    char *detail, size_t detail_size)
 {
     char text[FOLDER_IDENTITY_MAX + 1];
     int fd = openat(folder_fd, "identity", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0 && errno == ENOENT) return ERR_NOT_FOUND;
     if (fd < 0 && errno == ELOOP) {
         snprintf(detail, detail_size,
-            "%s/identity is a symbolic link, which is not followed; put the file itself there.", path);
+            "%s/identity is a symbolic link, which is not followed; put the file itself there.",
+            path);
         return ERR_MISMATCH;
     }
     if (fd < 0) {
@@ -328,7 +330,8 @@ static enum err sync_parent(const char *path)
 static enum err take_lock(
     int folder_fd, const char *path, int *lock_out, char *detail, size_t detail_size)
 {
-    int fd = openat(folder_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    int fd =
+        openat(folder_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0 && errno == ELOOP) {
         snprintf(detail, detail_size, "%s/lock is a symbolic link; remove it.", path);
         return ERR_MISMATCH;
@@ -352,8 +355,7 @@ static enum err take_lock(
             snprintf(detail, detail_size,
                 "%s is in use by another process (%" PRIu64 "); stop it first.", path, pid);
         else
-            snprintf(
-                detail, detail_size, "%s is in use by another process; stop it first.", path);
+            snprintf(detail, detail_size, "%s is in use by another process; stop it first.", path);
         close(fd);
         return ERR_BUSY;
     }

@@ -19,8 +19,9 @@ struct folder_identity {
     uint8_t node_id[16];
     char name[64]; /* letters, digits, '_', '.', '-' */
     uint32_t ranges;
-    uint8_t restored_from[16]; /* cluster a backup was taken of, if this folder came from one; else zeros */
-    uint64_t restored_lsn;     /* and the point of it */
+    uint8_t restored_from
+        [16]; /* cluster a backup was taken of, if this folder came from one; else zeros */
+    uint64_t restored_lsn; /* and the point of it */
 };
 
 struct folder {
