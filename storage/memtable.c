@@ -109,7 +109,8 @@ struct memtable {
     uint64_t seed;
     uint32_t ranges;
     uint8_t **chunks;
-    uint32_t chunk_count;
+    uint32_t chunk_count; /* in use */
+    uint32_t chunks_mapped; /* in use or kept for later */
     uint32_t chunk_capacity;
     size_t chunk_used; /* of the last one */
     size_t bytes;
@@ -124,21 +125,6 @@ struct memtable {
 
 /* ---- arena */
 
-static uint8_t *chunk_map(bool huge)
-{
-    /* huge pages need their alignment, which mmap does not promise */
-    uint8_t *at =
-        mmap(NULL, 2 * (size_t)CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) return NULL;
-    size_t before = (CHUNK - (uintptr_t)at % CHUNK) % CHUNK;
-    if (before > 0) munmap(at, before);
-    munmap(at + before + CHUNK, CHUNK - before);
-    at += before;
-    /* only a hint: with small pages all works as well */
-    if (huge) (void)madvise(at, CHUNK, MADV_HUGEPAGE);
-    return at;
-}
-
 static bool arena_grow(struct memtable *memtable)
 {
     if (memtable->chunk_count == CHUNKS_MAX) return false;
@@ -149,16 +135,21 @@ static bool arena_grow(struct memtable *memtable)
         memtable->chunks = chunks;
         memtable->chunk_capacity = capacity;
     }
-    /* the first chunk stays with small pages: most tables of an idle store never fill it */
-    uint8_t *chunk = chunk_map(memtable->chunk_count > 0);
-    if (chunk == NULL) return false;
+    if (memtable->chunk_count == memtable->chunks_mapped) {
+        /* no huge pages: zeroing one stops the caller for up to some milliseconds, and what they
+         * save on address translation did not show in the measurements */
+        uint8_t *chunk =
+            mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (chunk == MAP_FAILED) return false;
+        memtable->chunks[memtable->chunks_mapped++] = chunk;
+    }
     if (memtable->chunk_count > 0) memtable->bytes += CHUNK - memtable->chunk_used;
-    memtable->chunks[memtable->chunk_count++] = chunk;
+    memtable->chunk_count++;
     memtable->chunk_used = memtable->chunk_count == 1 ? 64 : 0; /* record 0 is none */
     return true;
 }
 
-/* Returns zeroed memory that starts at a multiple of `align`, or NULL. */
+/* Returns memory, with whatever is in it, that starts at a multiple of `align`, or NULL. */
 static uint8_t *arena_take(
     struct memtable *memtable, size_t size, size_t align, record_ref *ref_out)
 {
@@ -174,10 +165,11 @@ static uint8_t *arena_take(
     return memtable->chunks[memtable->chunk_count - 1] + start;
 }
 
-static void arena_free(struct memtable *memtable)
+/* Empties the arena; up to `keep` bytes stay mapped for what comes. */
+static void arena_reset(struct memtable *memtable, size_t keep)
 {
-    for (uint32_t i = 0; i < memtable->chunk_count; i++)
-        munmap(memtable->chunks[i], CHUNK);
+    while (memtable->chunks_mapped * (size_t)CHUNK > keep)
+        munmap(memtable->chunks[--memtable->chunks_mapped], CHUNK);
     memtable->chunk_count = 0;
     memtable->chunk_used = 0;
 }
@@ -224,8 +216,10 @@ static struct record *record_new(struct memtable *memtable, uint16_t range, stru
     size_t size = round_up(RECORD_HEADER + key.size + place, 8);
     struct record *record = (struct record *)(void *)arena_take(memtable, size, 8, ref_out);
     if (record == NULL) return NULL;
-    record->capacity = (uint32_t)(size - RECORD_HEADER - key.size);
-    record->key_size = (uint16_t)key.size;
+    *record = (struct record){
+        .capacity = (uint32_t)(size - RECORD_HEADER - key.size),
+        .key_size = (uint16_t)key.size,
+    };
     if (key.size > 0) memcpy(record->key, key.at, key.size);
     if (!is_big) return record;
 
@@ -290,7 +284,9 @@ static struct node *node_new(struct memtable *memtable, bool leaf)
     record_ref ignored;
     size_t size = leaf ? sizeof(struct node) : round_up(sizeof(struct inner), 64);
     struct node *node = (struct node *)(void *)arena_take(memtable, size, 64, &ignored);
-    if (node != NULL) node->leaf = leaf;
+    if (node == NULL) return NULL;
+    memset(node, 0, offsetof(struct node, prefixes));
+    node->leaf = leaf;
     return node;
 }
 
@@ -591,13 +587,28 @@ struct memtable *memtable_new(uint32_t ranges, uint64_t hash_seed)
     return memtable;
 }
 
-void memtable_free(struct memtable *memtable)
+static void drop_all(struct memtable *memtable, size_t keep)
 {
-    if (memtable == NULL) return;
     while (memtable->bigs != NULL)
         big_free(memtable, memtable->bigs);
     index_free(memtable);
-    arena_free(memtable);
+    arena_reset(memtable, keep);
+    memset(memtable->trees, 0, memtable->ranges * sizeof *memtable->trees);
+    memtable->count = 0;
+    memtable->bytes = sizeof *memtable + memtable->ranges * sizeof *memtable->trees +
+        memtable->cleared_capacity * sizeof *memtable->cleared;
+}
+
+void memtable_reset(struct memtable *memtable, size_t keep)
+{
+    drop_all(memtable, keep);
+    memtable->cleared_count = 0;
+}
+
+void memtable_free(struct memtable *memtable)
+{
+    if (memtable == NULL) return;
+    drop_all(memtable, 0);
     free(memtable->chunks);
     free(memtable->cleared);
     free(memtable);
@@ -757,16 +768,8 @@ enum err memtable_clear_bucket(struct memtable *memtable, uint16_t bucket, uint6
     store_u16_be(prefix, bucket);
     for (uint32_t range = 1; range < memtable->ranges; range++)
         tree_clear(memtable, &memtable->trees[range], bytes_of(prefix, sizeof prefix));
-    if (memtable->count == 0) {
-        /* nothing is left: give back the memory instead of keeping it as garbage */
-        ASSERT(memtable->bigs == NULL);
-        index_free(memtable);
-        arena_free(memtable);
-        for (uint32_t range = 0; range < memtable->ranges; range++)
-            memtable->trees[range].root = NULL;
-        memtable->bytes = sizeof *memtable + memtable->ranges * sizeof *memtable->trees +
-            memtable->cleared_capacity * sizeof *memtable->cleared;
-    }
+    /* nothing is left: start over instead of keeping it all as garbage */
+    if (memtable->count == 0) drop_all(memtable, CHUNK);
     return OK;
 }
 
