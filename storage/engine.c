@@ -331,7 +331,7 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
         .chunk_puts = config->chunk_puts == 0 ? CHUNK_PUTS : config->chunk_puts,
         .background = config->background,
         .scrub = config->scrub,
-        .wake_ctx = config->ctx,
+        .wake_ctx = config->wake_ctx,
         .wake = config->wake,
     };
     TRY(checkpoint_init(&engine->checkpoint, &checkpoint_config));

@@ -41,7 +41,8 @@ struct engine_config {
     /* Records up to lsn are durable. From engine_poll() and engine_flush(). */
     void (*on_durable)(void *ctx, lsn_t lsn);
     /* From any thread: engine_poll() has something to do. May be NULL. */
-    void (*wake)(void *ctx);
+    void *wake_ctx;
+    void (*wake)(void *wake_ctx);
 };
 
 struct engine_report {

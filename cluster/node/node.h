@@ -23,10 +23,11 @@ typedef uint64_t ticket_t;
 struct node_config {
     const struct io *io;
     const struct kv_ops *kv;
-    const char *folder;   /* of the node's data; holds identity, wal/, db/ */
+    const char *folder; /* of the node's data; holds identity, wal/, db/ */
     const char *kv_folder;
-    const char *name;     /* NULL: made up at creation */
-    uint8_t store_id[16];
+    const char *name; /* NULL: made up at creation */
+    uint8_t cluster_id[16];
+    uint8_t store_id[16]; /* of this node alone: what its log and store carry */
     uint32_t ranges;
     size_t memory;
     uint64_t log_bytes_max;
@@ -44,8 +45,8 @@ struct node_config {
     void (*wake)(void *ctx);
 };
 
-enum err node_open(
-    const struct node_config *config, struct engine_report *report, struct node **node_out) MUST_CHECK;
+enum err node_open(const struct node_config *config, struct engine_report *report,
+    struct node **node_out) MUST_CHECK;
 /* With `checkpoint` everything is in the bottom store afterwards: the next start replays nothing. */
 void node_close(struct node *node, bool checkpoint);
 
@@ -91,8 +92,8 @@ enum err node_admit(struct node *node, size_t size) MUST_CHECK;
 void node_txn_begin(struct node *node);
 /* Returns where to write value_size bytes before anything else is called; NULL: this transaction
  * would become too large or there is no memory, and nothing was changed by this call. */
-uint8_t *node_put(struct node *node, uint16_t bucket, struct bytes key, size_t value_size,
-    int64_t expires_ms);
+uint8_t *node_put(
+    struct node *node, uint16_t bucket, struct bytes key, size_t value_size, int64_t expires_ms);
 /* Deleting what is absent is allowed (and logged): look first. False: as NULL above. */
 bool node_delete(struct node *node, uint16_t bucket, struct bytes key);
 bool node_clear(struct node *node, uint16_t bucket);

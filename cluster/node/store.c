@@ -128,6 +128,7 @@ static enum err open_engine(struct store *store, const struct store_config *conf
         .scrub = false,
         .ctx = store,
         .on_durable = on_durable,
+        .wake_ctx = store,
         .wake = on_wake,
     };
     if (config->no_checkpoint) {

@@ -12,9 +12,9 @@ struct store;
 
 struct store_config {
     const char *folder;
-    size_t memory;      /* 0: 512 MiB */
+    size_t memory; /* 0: 512 MiB */
     enum log_io log_io;
-    uint32_t ranges;    /* 0: 64; fixed at creation */
+    uint32_t ranges; /* 0: 64; fixed at creation */
     uint64_t log_bytes_max;
     bool no_checkpoint; /* for measurements only */
 };
@@ -27,14 +27,15 @@ void store_close(struct store *store);
 enum err store_put(struct store *store, struct bytes key, struct bytes value) MUST_CHECK;
 enum err store_delete(struct store *store, struct bytes key) MUST_CHECK;
 /* Copies up to `capacity` bytes; *size_out is the value's size. ERR_NOT_FOUND, ERR_CORRUPT. */
-enum err store_get(struct store *store, struct bytes key, void *at, size_t capacity,
-    size_t *size_out) MUST_CHECK;
+enum err store_get(
+    struct store *store, struct bytes key, void *at, size_t capacity, size_t *size_out) MUST_CHECK;
 /* Visits keys of all ranges in (range, key) order from the start; each() false stops. */
 enum err store_scan(struct store *store,
     bool (*each)(void *ctx, struct bytes key, struct bytes value), void *ctx) MUST_CHECK;
 
 /* Appends without waiting; *lsn_out is durable once store_durable() >= it. ERR_AGAIN: wait first. */
-enum err store_submit(struct store *store, struct bytes key, struct bytes value, lsn_t *lsn_out) MUST_CHECK;
+enum err store_submit(
+    struct store *store, struct bytes key, struct bytes value, lsn_t *lsn_out) MUST_CHECK;
 /* Sends off what was submitted. */
 void store_flush(struct store *store);
 /* Waits until more than `after` is durable; returns what is durable now. ERR_POISONED via *err_out. */
