@@ -54,7 +54,8 @@ static bool read_file(const char *path, size_t limit, struct buffer *content)
 /* Flags are in `config` already; adds environment and file. Returns an exit code. */
 static int complete_config(struct config *config)
 {
-    enum err err = config_environment(config, environ, cli_complain_setting, NULL);
+    enum err err =
+        config_environment(config, (const char *const *)environ, cli_complain_setting, NULL);
     if (err == ERR_NOMEM) return CLI_FAILED;
     int code = err == OK ? CLI_DONE : CLI_USAGE;
     if (config->file != NULL) {

@@ -351,8 +351,12 @@ enum err config_parse_address(const char *text, char *target, size_t capacity)
 
 bool config_address_is_local(const char *address)
 {
-    return strcmp(address, "off") == 0 || strncmp(address, "127.", 4) == 0 ||
-        strncmp(address, "localhost:", 10) == 0 || strncmp(address, "[::1]:", 6) == 0;
+    if (strcmp(address, "off") == 0) return true;
+    if (strncmp(address, "localhost:", 10) == 0 || strncmp(address, "[::1]:", 6) == 0) return true;
+    char host[80];
+    snprintf(host, sizeof host, "%.*s", (int)strcspn(address, ":"), address);
+    struct in_addr number;
+    return inet_pton(AF_INET, host, &number) == 1 && ntohl(number.s_addr) >> 24 == 127;
 }
 
 /* Index of `text` among words separated by '|', or -1. */
@@ -741,7 +745,7 @@ static void complain_variable(const char *name, config_complain complain, void *
 }
 
 enum err config_environment(
-    struct config *config, char *const *variables, config_complain complain, void *ctx)
+    struct config *config, const char *const *variables, config_complain complain, void *ctx)
 {
     enum err result = OK;
     for (; *variables != NULL; variables++) {

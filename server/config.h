@@ -82,8 +82,8 @@ enum err config_read(struct config *config, const char *file_name, struct bytes 
     config_complain complain, void *ctx) MUST_CHECK;
 /* Reads the variables DURAMEN_*, as environ has them. Unknown ones that look mistyped are
  * complained about without failing. */
-enum err config_environment(
-    struct config *config, char *const *variables, config_complain complain, void *ctx) MUST_CHECK;
+enum err config_environment(struct config *config, const char *const *variables,
+    config_complain complain, void *ctx) MUST_CHECK;
 /* Checks what concerns several settings, and completes config->server (but for password_hash). */
 enum err config_finish(struct config *config, config_complain complain, void *ctx) MUST_CHECK;
 /* True if it was set anywhere. */
