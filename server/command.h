@@ -126,5 +126,6 @@ extern const struct command commands_expire[];
 extern const struct command commands_transaction[];
 extern const struct command commands_connection[];
 extern const struct command commands_server[];
+extern const struct command commands_describe[];
 
 #endif
