@@ -293,7 +293,7 @@ static struct node *node_new(struct memtable *memtable, bool leaf)
 static inline void node_prefetch(const struct node *node)
 {
     const char *at = (const char *)node;
-    for (size_t line = 0; line < offsetof(struct node, refs); line += 64)
+    for (size_t line = 0; line < sizeof(struct node); line += 64)
         __builtin_prefetch(at + line);
 }
 
