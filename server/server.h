@@ -14,6 +14,8 @@
 struct session;
 struct command;
 
+enum { SESSION_LISTS = 3 }; /* enum session_list, server/session.h */
+
 /* What the operator set (server/config.c fills it: flag > environment > file > default). */
 struct server_config {
     const char *data;
@@ -87,15 +89,24 @@ struct server {
     struct loop *loop;
     struct disk *disk;
     struct session *sessions;       /* all, newest first, linked by session.next_all */
+    struct session *session_lists[SESSION_LISTS];
+    struct session *session_cursor; /* the next that sessions_tick() visits */
     uint32_t session_count;
+    uint32_t held_count;            /* sessions with held replies */
     uint64_t next_session_id;
     uint64_t client_bytes;          /* memory in all connections' buffers */
+    struct resp_limits limits[2];   /* before and after authentication */
+    uint32_t turn;                  /* counts the loop's */
+    uint64_t now_ns;                /* monotonic, taken once a turn */
+    uint64_t active_session;        /* id of the last one that sent something */
+    uint64_t other_active_ns;       /* when the active session last changed */
+    uint64_t stop_by_ns;            /* shutdown: sessions are cut off then */
     struct ticket_waiter *waiters;  /* oldest ticket first */
     struct ticket_waiter *waiters_last;
     struct server_counters counters;
     uint64_t started_ns;
     int64_t started_wall_ms;
-    int listen_fd, http_fd;
+    int listen_fd, http_fd, signal_fd;
     struct sockaddr_storage resp_address, http_address;
     char resp_text[80], http_text[80], peer_text[80]; /* "host:port" as served, "off" */
     void *http;                     /* server/http.c's */
@@ -119,12 +130,27 @@ void server_unwait(struct server *server, struct ticket_waiter *waiter);
 /* server/http.c. Serves on listen_fd inside the loop. */
 enum err http_open(struct server *server, int listen_fd) MUST_CHECK;
 void http_close(struct server *server);
-/* Gives libmicrohttpd its turn; from on_turn_end, if anything was resumed. */
+/* Gives libmicrohttpd its turn; from on_turn_end, before node_turn_end(), so that what it proposes leaves
+ * with the turn's batch. Cheap when there is nothing to do. */
 void http_turn(struct server *server);
+struct http_stats {
+    uint32_t connections;         /* open */
+    uint64_t accepted;
+    uint64_t rejected;            /* at a limit */
+    uint64_t refused;             /* malformed requests */
+    uint64_t timed_out;
+    uint64_t answers[6];          /* by hundreds of the status: answers[2] is 2xx */
+    uint64_t backups;             /* running */
+    struct histogram *latency_ns; /* head to answer; NULL before the first */
+};
+/* All zero while HTTP is off. */
+void http_stats(const struct server *server, struct http_stats *stats_out);
 
 /* server/report.c: what INFO, /metrics and /status are made of. */
 enum err report_metrics(struct server *server, struct buffer *out) MUST_CHECK;
 enum err report_status(struct server *server, struct buffer *out) MUST_CHECK;
+/* Why /health/ready says no; NULL: ready. */
+const char *report_unready(struct server *server);
 /* section: "" default, or a section's name, "all", "everything" */
 enum err report_info(struct server *server, struct bytes section, struct buffer *out) MUST_CHECK;
 

@@ -16,10 +16,25 @@ enum session_flags {
     SESSION_REPLY_OFF = 16,   /* CLIENT REPLY OFF */
     SESSION_REPLY_SKIP = 32,  /* skip the reply of the next command */
     SESSION_REPLY_SKIP_NEXT = 64,
-    SESSION_PAUSED = 128,     /* reading stopped: memory, throttle, auth or DEBUG SLEEP */
+    SESSION_PAUSED = 128,     /* parses nothing until a retry: no room for a write, output too long */
     SESSION_READONLY = 256,   /* READONLY: local reads are wanted */
     SESSION_CLOSING = 512,
-    SESSION_BLOCKED = 1024,   /* waits for something other than a ticket (auth, WAIT, sliced command) */
+    SESSION_BLOCKED = 1024,   /* waits for something other than a ticket (auth, WAIT, sliced command);
+                                 who set it clears it and calls session_continue() */
+    SESSION_ENDED = 2048,     /* the peer sends no more: closed once it has its replies */
+    SESSION_STOPPED_READING = 4096, /* loop_pause() is in force */
+};
+
+/* The server's lists of sessions; a session may be in each. */
+enum session_list {
+    SESSION_LIST_HELD,   /* has replies that wait for a ticket */
+    SESSION_LIST_DIRTY,  /* has something for the end of the turn: output, or to be closed */
+    SESSION_LIST_PAUSED, /* to be tried again */
+};
+
+struct session_link {
+    struct session *next;
+    struct session **at; /* what points here; NULL: not in the list */
 };
 
 /* Output up to `end` (a count of all bytes ever written to `out`) leaves when `ticket` is committed. */
@@ -27,6 +42,7 @@ struct held {
     uint64_t end;
     ticket_t ticket;
     uint32_t replies; /* how many replies it covers: what -UNKNOWN would have to replace */
+    uint32_t turn;    /* of the loop: replies of one turn are committed together */
 };
 
 struct queued_command; /* of MULTI */
@@ -43,8 +59,7 @@ struct session {
     struct loop_stream stream;
     struct server *server;
     struct session *next_all, *previous_all;
-    struct session *next_held; /* in the server's list of sessions with held replies */
-    bool in_held_list;
+    struct session_link links[SESSION_LISTS];
     uint64_t id;
     uint32_t flags;
     uint32_t source;       /* IPv4 address or hash of it, for limits */
@@ -55,7 +70,10 @@ struct session {
     struct buffer out;     /* replies not yet given to the loop */
     struct buffer sending; /* owned by the loop until on_sent */
     uint64_t out_total;    /* all bytes ever appended to out: the scale of held.end */
+    uint64_t out_released; /* of these, what may leave */
     uint64_t out_given;    /* of these, moved to sending */
+    uint64_t stalled_left; /* bytes not taken by the peer when it was last looked at */
+    uint64_t stalled_since_ns;
     struct held *held;     /* ring of held_capacity, held_count from held_first */
     uint32_t held_first, held_count, held_capacity;
     struct queued_command *queue, *queue_last;
@@ -73,12 +91,16 @@ struct session {
 
 /* server/session.c */
 void session_accept(void *server, int fd);
-/* Goes on with parsing after a pause. */
+/* Goes on with parsing after a pause; replies written to `out` meanwhile are taken note of. */
 void session_continue(struct session *session);
 /* Releases what is committed and hands it to the loop. */
 void session_release(struct session *session, ticket_t committed);
+/* The command just run has appended its reply, which waits for `ticket` (0: for nothing of its own). */
+void session_replied(struct session *session, ticket_t ticket);
 /* Closes (CLIENT KILL, shutdown); after_output: what is written so far still goes out. */
 void session_close(struct session *session, bool after_output);
+/* Tries those again that could not go on; from on_wake and on_tick. */
+void sessions_retry(struct server *server);
 void sessions_on_committed(struct server *server, ticket_t committed);
 /* End of a loop turn: outputs go out. */
 void sessions_turn_end(struct server *server);
