@@ -16,11 +16,14 @@
 /* Prints the condition and its place to stderr and aborts. */
 _Noreturn void check_failed(const char *condition, const char *file, int line);
 
-/* A planted bug: true only in a build with -DDURAMEN_BUG=number. The bank of planted bugs
- * (docs/TESTING.md) proves that the tests can fail; in a shipped build this is the constant 0. */
-#ifndef DURAMEN_BUG
-#define DURAMEN_BUG 0
+/* A planted bug: the bank of planted bugs (docs/TESTING.md) proves that the tests can fail. They
+ * exist only in a build with DURAMEN_BUG_BANK, where the environment variable DURAMEN_BUG chooses
+ * one; in every other build this is the constant 0. */
+#ifdef DURAMEN_BUG_BANK
+int check_planted_bug(void);
+#define PLANTED_BUG(number) (check_planted_bug() == (number))
+#else
+#define PLANTED_BUG(number) (0 == (number))
 #endif
-#define PLANTED_BUG(number) (DURAMEN_BUG == (number))
 
 #endif
