@@ -17,24 +17,25 @@
  * Meta keys hold identity and, per range, the applied index, written in the transaction of the data. */
 
 struct kv;
-struct kv_read;  /* a read transaction: one consistent snapshot */
+struct kv_read; /* a read transaction: one consistent snapshot */
 struct kv_write; /* the write transaction */
 
 struct kv_config {
+    /* Created if absent and `create`; its parent must exist. One open at a time: else ERR_BUSY. */
     const char *folder;
-    uint32_t ranges;       /* highest range id + 1 */
-    uint64_t map_size;     /* 0: sized to the disk */
+    uint32_t ranges;   /* highest range id + 1 */
+    uint64_t map_size; /* 0: sized to the disk */
     bool create;
-    bool read_only;        /* verify */
+    bool read_only; /* verify */
 };
 
 struct kv_stats {
     uint64_t file_bytes;
-    uint64_t used_bytes;   /* pages in use */
+    uint64_t used_bytes; /* pages in use */
     uint64_t map_bytes;
     uint64_t entries;
     uint32_t readers;
-    uint32_t depth;
+    uint32_t depth; /* of the deepest range */
 };
 
 struct kv_ops {
@@ -50,7 +51,8 @@ struct kv_ops {
     void (*read_end)(struct kv_read *read);
 
     /* ERR_NOT_FOUND, ERR_CORRUPT (checksum), or the value; borrowed until reset/end. */
-    enum err (*get)(struct kv_read *read, uint16_t range, struct bytes key, struct value *value_out);
+    enum err (*get)(
+        struct kv_read *read, uint16_t range, struct bytes key, struct value *value_out);
     /* Keys of a bucket, over all ranges but 0 (expired ones not yet removed included). */
     enum err (*count)(struct kv_read *read, uint16_t bucket, uint64_t *count_out);
     enum err (*meta_get)(struct kv_read *read, const char *name, struct bytes *value_out);
@@ -68,15 +70,18 @@ struct kv_ops {
     enum err (*expired)(struct kv_read *read, int64_t from, int64_t until,
         bool (*each)(void *ctx, uint16_t range, struct bytes key, int64_t expires_ms), void *ctx);
 
-    /* The one writer. Commit is fully synced; after any error the transaction is gone and the store
-     * is as before. ERR_FULL: disk or map full (the map is grown when it can be: then ERR_AGAIN). */
+    /* The one writer, from begin to commit in one thread. Commit is fully synced; after any error
+     * the transaction is gone and the store is as before (abort() then does nothing, and more
+     * calls on it repeat the error). ERR_FULL: disk or map full (the map is grown when it can be:
+     * then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin after a failed
+     * commit: the store must be reopened before it takes writes again. */
     enum err (*write_begin)(struct kv *kv, struct kv_write **write_out);
     enum err (*put)(
         struct kv_write *write, uint16_t range, struct bytes key, const struct value *value);
     enum err (*del)(struct kv_write *write, uint16_t range, struct bytes key); /* absent is OK */
     /* Removes up to `limit` keys of a bucket in a range; *done_out when none is left. */
-    enum err (*clear)(struct kv_write *write, uint16_t range, uint16_t bucket, uint32_t limit,
-        bool *done_out);
+    enum err (*clear)(
+        struct kv_write *write, uint16_t range, uint16_t bucket, uint32_t limit, bool *done_out);
     enum err (*meta_put)(struct kv_write *write, const char *name, struct bytes value);
     enum err (*commit)(struct kv_write *write);
     void (*abort)(struct kv_write *write);
@@ -86,14 +91,16 @@ struct kv_ops {
 
 extern const struct kv_ops kv_lmdb;
 
-/* The stored form of a value:
+/* The stored form of a value (docs/formats/store.md):
  *   u32 crc32c over (u16 range, key, everything after this field) | u8 flags | u8 options |
- *   u48 version | [u48 expires_ms, if bit 0 of options] | bytes
- * Shared by kv implementations, so that both check the same thing. */
+ *   u48 version | [i64 expires_ms, if bit 0 of options] | bytes
+ * Shared by kv implementations, so that both check the same thing. Versions are below 2^48. */
 size_t kv_value_size(const struct value *value);
 void kv_value_encode(uint8_t *at, uint16_t range, struct bytes key, const struct value *value);
 /* ERR_CORRUPT if the checksum or the shape is wrong. The result borrows from `stored`. */
 enum err kv_value_decode(
     uint16_t range, struct bytes key, struct bytes stored, struct value *value_out) MUST_CHECK;
+/* The expiry alone, unchecked: for finding the index entry of a value that is overwritten. */
+int64_t kv_value_expires(struct bytes stored);
 
 #endif

@@ -19,8 +19,8 @@ struct memtable;
 struct value {
     struct bytes bytes;
     int64_t expires_ms; /* 0: never */
-    uint64_t version;   /* LSN of the record that wrote it */
-    uint8_t flags;      /* data type */
+    uint64_t version; /* LSN of the record that wrote it */
+    uint8_t flags; /* data type */
 };
 
 struct memtable_entry {
@@ -45,7 +45,8 @@ enum err memtable_put(struct memtable *memtable, uint16_t range, struct bytes ke
 enum err memtable_delete(
     struct memtable *memtable, uint16_t range, struct bytes key, uint64_t version) MUST_CHECK;
 /* Drops every entry of the bucket (ranges 1 and up) and hides whatever older layers have of it. */
-enum err memtable_clear_bucket(struct memtable *memtable, uint16_t bucket, uint64_t version) MUST_CHECK;
+enum err memtable_clear_bucket(
+    struct memtable *memtable, uint16_t bucket, uint64_t version) MUST_CHECK;
 
 enum memtable_found { MEMTABLE_MISS, MEMTABLE_VALUE, MEMTABLE_GONE };
 /* MEMTABLE_MISS: ask the older layer. MEMTABLE_GONE: deleted or cleared here, do not ask. */
@@ -69,8 +70,8 @@ struct memtable_cursor {
     uint32_t index;
     uint16_t range;
 };
-void memtable_seek(
-    const struct memtable *memtable, uint16_t range, struct bytes from, struct memtable_cursor *cursor);
+void memtable_seek(const struct memtable *memtable, uint16_t range, struct bytes from,
+    struct memtable_cursor *cursor);
 bool memtable_cursor_get(const struct memtable_cursor *cursor, struct memtable_entry *entry_out);
 void memtable_cursor_next(struct memtable_cursor *cursor);
 
