@@ -10,25 +10,25 @@
 
 enum session_flags {
     SESSION_AUTHENTICATED = 1,
-    SESSION_MULTI = 2,        /* between MULTI and EXEC */
-    SESSION_DIRTY_EXEC = 4,   /* a queued command was refused: EXEC answers EXECABORT */
-    SESSION_CLOSE_AFTER = 8,  /* close once the output is out */
-    SESSION_REPLY_OFF = 16,   /* CLIENT REPLY OFF */
-    SESSION_REPLY_SKIP = 32,  /* skip the reply of the next command */
+    SESSION_MULTI = 2, /* between MULTI and EXEC */
+    SESSION_DIRTY_EXEC = 4, /* a queued command was refused: EXEC answers EXECABORT */
+    SESSION_CLOSE_AFTER = 8, /* close once the output is out */
+    SESSION_REPLY_OFF = 16, /* CLIENT REPLY OFF */
+    SESSION_REPLY_SKIP = 32, /* skip the reply of the next command */
     SESSION_REPLY_SKIP_NEXT = 64,
-    SESSION_PAUSED = 128,     /* parses nothing until a retry: no room for a write, output too long */
-    SESSION_READONLY = 256,   /* READONLY: local reads are wanted */
+    SESSION_PAUSED = 128, /* parses nothing until a retry: no room for a write, output too long */
+    SESSION_READONLY = 256, /* READONLY: local reads are wanted */
     SESSION_CLOSING = 512,
-    SESSION_BLOCKED = 1024,   /* waits for something other than a ticket (auth, WAIT, sliced command);
+    SESSION_BLOCKED = 1024, /* waits for something other than a ticket (auth, WAIT, sliced command);
                                  who set it clears it and calls session_continue() */
-    SESSION_ENDED = 2048,     /* the peer sends no more: closed once it has its replies */
+    SESSION_ENDED = 2048, /* the peer sends no more: closed once it has its replies */
     SESSION_STOPPED_READING = 4096, /* loop_pause() is in force */
 };
 
 /* The server's lists of sessions; a session may be in each. */
 enum session_list {
-    SESSION_LIST_HELD,   /* has replies that wait for a ticket */
-    SESSION_LIST_DIRTY,  /* has something for the end of the turn: output, or to be closed */
+    SESSION_LIST_HELD, /* has replies that wait for a ticket */
+    SESSION_LIST_DIRTY, /* has something for the end of the turn: output, or to be closed */
     SESSION_LIST_PAUSED, /* to be tried again */
 };
 
@@ -42,7 +42,7 @@ struct held {
     uint64_t end;
     ticket_t ticket;
     uint32_t replies; /* how many replies it covers: what -UNKNOWN would have to replace */
-    uint32_t turn;    /* of the loop: replies of one turn are committed together */
+    uint32_t turn; /* of the loop: replies of one turn are committed together */
 };
 
 struct queued_command; /* of MULTI */
@@ -50,7 +50,7 @@ struct queued_command; /* of MULTI */
 struct watched_key {
     uint16_t bucket;
     uint64_t version; /* at WATCH; 0: absent */
-    bool expired;     /* was there but expired already at WATCH */
+    bool expired; /* was there but expired already at WATCH */
     struct buffer key;
     struct watched_key *next;
 };
@@ -62,19 +62,19 @@ struct session {
     struct session_link links[SESSION_LISTS];
     uint64_t id;
     uint32_t flags;
-    uint32_t source;       /* IPv4 address or hash of it, for limits */
+    uint32_t source; /* IPv4 address or hash of it, for limits */
     uint16_t bucket;
     int resp_version;
     struct resp_parser parser;
-    struct buffer in;      /* unparsed rest */
-    struct buffer out;     /* replies not yet given to the loop */
+    struct buffer in; /* unparsed rest */
+    struct buffer out; /* replies not yet given to the loop */
     struct buffer sending; /* owned by the loop until on_sent */
-    uint64_t out_total;    /* all bytes ever appended to out: the scale of held.end */
+    uint64_t out_total; /* all bytes ever appended to out: the scale of held.end */
     uint64_t out_released; /* of these, what may leave */
-    uint64_t out_given;    /* of these, moved to sending */
+    uint64_t out_given; /* of these, moved to sending */
     uint64_t stalled_left; /* bytes not taken by the peer when it was last looked at */
     uint64_t stalled_since_ns;
-    struct held *held;     /* ring of held_capacity, held_count from held_first */
+    struct held *held; /* ring of held_capacity, held_count from held_first */
     uint32_t held_first, held_count, held_capacity;
     struct queued_command *queue, *queue_last;
     uint32_t queue_count;
