@@ -29,7 +29,7 @@ typedef uint64_t lsn_t;
 
 enum wal_record_type {
     WAL_RECORD_WRITE = 1, /* effects on keys, payload is storage/effect.h's */
-    WAL_RECORD_MARK = 2,  /* nothing; carries a promise while the log is idle */
+    WAL_RECORD_MARK = 2, /* nothing; carries a promise while the log is idle */
     /* 3.. for replication: entries, votes, truncations */
 };
 
@@ -44,22 +44,26 @@ struct wal_record {
 
 struct wal_config {
     const struct io *io;
-    uint8_t store_id[16];      /* refuses another store's slots */
-    uint64_t slot_size;        /* default 64 MiB; a multiple of DISK_BLOCK */
-    uint32_t spare_slots;      /* filled ahead; default 2 */
-    uint64_t bytes_max;        /* budget of all slots; at it wal_admit() says ERR_FULL; default 4 GiB */
-    uint32_t depth;            /* writes in flight, default 1 */
-    uint64_t segment_floor;    /* from kv meta: newest slot sequence a checkpoint knew; 0 if none */
-    lsn_t applied;             /* from kv meta: everything up to here is checkpointed */
-    lsn_t promised;            /* from kv meta: highest LSN known durable then */
-    lsn_t accept_loss;         /* operator's --accept-loss: cut damage at or after this LSN; 0 = no */
-    bool fresh;                /* a restored store: no slots are expected although applied > 0 */
-    bool background;           /* fill slots in a thread of its own (false in the simulator) */
+    uint8_t store_id[16]; /* refuses another store's slots */
+    uint64_t slot_size; /* default 64 MiB; a multiple of DISK_BLOCK */
+    uint32_t spare_slots; /* filled ahead; default 2 */
+    uint64_t bytes_max; /* budget of all slots; at it wal_admit() says ERR_FULL; default 4 GiB */
+    uint32_t depth; /* writes in flight, default 1 */
+    uint64_t segment_floor; /* from kv meta: newest slot sequence a checkpoint knew; 0 if none */
+    lsn_t applied; /* from kv meta: everything up to here is checkpointed */
+    lsn_t promised; /* from kv meta: highest LSN known durable then */
+    lsn_t accept_loss; /* operator's --accept-loss: cut damage at or after this LSN; 0 = no */
+    bool fresh; /* a restored store: no slots are expected although applied > 0 */
+    bool background; /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
-    /* Replay, from wal_open() only, in order of LSN, from applied + 1 on. */
+    /* Replay, from wal_open() only, in order of LSN, from applied + 1 on, WAL_RECORD_MARKs included;
+     * the last is the MARK that opening writes. LSNs are consecutive but for one case: where an
+     * operator accepted a loss the numbers of what was lost are skipped, never given out again. */
     enum err (*on_replay)(void *ctx, const struct wal_record *record);
     /* From wal_poll() or wal_flush_inline(): all records up to lsn are durable. */
     void (*on_durable)(void *ctx, lsn_t lsn);
+    /* From any thread: a slot was filled, wal_poll() has something to do. May be NULL. */
+    void (*wake)(void *ctx);
 };
 
 /* What recovery found; detail is a sentence that names slot, offset and LSNs. */
@@ -73,15 +77,15 @@ struct wal_recovery {
 };
 
 struct wal_stats {
-    lsn_t last;       /* highest LSN appended */
+    lsn_t last; /* highest LSN appended */
     lsn_t durable;
-    lsn_t trimmed;    /* records up to here may be gone */
-    uint64_t bytes;   /* of all slots on disk */
+    lsn_t trimmed; /* records up to here may be gone */
+    uint64_t bytes; /* of all slots on disk */
     uint64_t batches;
     uint64_t payload_bytes;
     uint64_t written_bytes;
     uint32_t slots_spare;
-    bool full;        /* wal_admit() refuses */
+    bool full; /* wal_admit() refuses */
     const struct histogram *sync_ns;
     const struct histogram *batch_records;
 };
@@ -90,7 +94,8 @@ struct wal_stats {
  * Fills *report also on ERR_CORRUPT and ERR_GAP. */
 enum err wal_open(
     const struct wal_config *config, struct wal_recovery *report, struct wal **wal_out) MUST_CHECK;
-/* Waits for writes in flight; what was never flushed is gone. */
+/* Waits for what was flushed, leaves a promise for it, and frees everything; what was never flushed
+ * is gone. on_durable() is not called any more. */
 void wal_close(struct wal *wal);
 
 /* OK, or why a new write of `size` payload bytes must be refused now: ERR_FULL (no spare slot and
@@ -141,8 +146,8 @@ void wal_reader_close(struct wal_reader *reader);
 
 /* Checks every checksum of a stopped node's slots; calls found() with a sentence per damage.
  * Reads only. ERR_CORRUPT if anything was found. */
-enum err wal_verify(const struct wal_config *config,
-    void (*found)(void *ctx, const char *sentence), void *ctx, struct wal_recovery *report) MUST_CHECK;
+enum err wal_verify(const struct wal_config *config, void (*found)(void *ctx, const char *sentence),
+    void *ctx, struct wal_recovery *report) MUST_CHECK;
 
 /* Disk back ends. `folder` is created mode 0700 if absent. Each owns its threads; destroy joins.
  * --log-io: auto, dsync (blocking pwritev2 with RWF_DSYNC on a log thread), ring-dsync, ring-link
@@ -153,8 +158,8 @@ void disk_posix_close(struct disk *disk);
 enum err disk_uring_open(const char *folder, enum log_io mode, struct disk *disk_out) MUST_CHECK;
 void disk_uring_close(struct disk *disk);
 /* Chooses by the rule of docs/decisions/0003-log-io.md; *mode_out says what was chosen. */
-enum err disk_open(
-    const char *folder, enum log_io wanted, struct disk *disk_out, enum log_io *mode_out) MUST_CHECK;
+enum err disk_open(const char *folder, enum log_io wanted, struct disk *disk_out,
+    enum log_io *mode_out) MUST_CHECK;
 void disk_close(struct disk *disk);
 const char *log_io_name(enum log_io mode);
 
