@@ -75,6 +75,13 @@ struct command_stats {
     struct histogram *latency_ns; /* allocated at the first call; NULL: never called */
 };
 
+/* Counting keys walks the memtables: done at most once a second, for whoever reports. */
+struct report_cache {
+    uint64_t counted_ns; /* 0: never */
+    uint32_t buckets;
+    uint64_t keys[NODE_BUCKETS_MAX];
+};
+
 /* Somebody (HTTP) waits for a ticket: on_ready runs from the loop when it is committed. Embedded. */
 struct ticket_waiter {
     ticket_t ticket;
@@ -112,6 +119,7 @@ struct server {
     void *http;                     /* server/http.c's */
     void *auth;                     /* server/auth.c's */
     struct command_state *commands; /* server/command.c's; commands_close() frees it */
+    struct report_cache report;
     struct command_stats *command_stats; /* one per entry of command_table(); NULL: not kept */
     struct slowlog_entry *slowlog;
     uint32_t slowlog_count;
