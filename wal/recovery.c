@@ -475,6 +475,8 @@ static enum err scan(struct recovery *r)
         TRY(judge(r, NULL, 0, config->applied + 1));
         if (r->count > 0 && r->sequence >= config->segment_floor) return OK;
         if (r->count == 0 && config->applied == 0 && config->segment_floor == 0) return OK;
+        /* A restored store has what its backup had of the log in the bottom store, and no slots yet. */
+        if (r->count == 0 && config->fresh) return OK;
         (void)snprintf(r->report->detail, sizeof r->report->detail,
             "the log after LSN %llu is missing: no slot holds it; restore a backup, or accept the "
             "loss with --accept-loss %llu",
