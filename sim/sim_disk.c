@@ -429,12 +429,13 @@ static enum err table_write(void *ctx, disk_file file, uint64_t offset, const vo
     struct file *content = file_of(sim, file);
     if (content == NULL) return ERR_IO;
     ASSERT(!sim->handles[file].read_only);
+    bool was_cut = sim->cut;
     enum err err = begin(sim);
     if (err == OK) {
         err = check_space(sim, content, offset + size);
     }
     if (err != OK) {
-        if (err != ERR_FULL && size > 0 && !(sim->cut && sim->operations != sim->cut_at)) {
+        if (err != ERR_FULL && !was_cut) {
             put_torn(sim, content, offset, at, size);
         }
         return refuse(sim, err);
@@ -481,7 +482,11 @@ static enum err table_fill(void *ctx, disk_file file, uint64_t size)
     uint64_t part = size;
     if (err != OK) {
         /* It got somewhere before it failed. */
-        uint64_t room = sim->config.capacity == 0 ? size : sim->config.capacity - used_space(sim);
+        uint64_t room = size;
+        if (sim->config.capacity > 0) {
+            uint64_t used = used_space(sim);
+            room = sim->config.capacity > used ? sim->config.capacity - used : 0;
+        }
         room = room < size ? room : size;
         part = prng_below(&sim->prng, room / DISK_BLOCK + 1) * DISK_BLOCK;
     }
@@ -724,7 +729,11 @@ void sim_disk_run_until(struct sim_disk *sim, uint64_t now_ns)
 
 void sim_disk_run_all(struct sim_disk *sim)
 {
-    for (size_t left = sim->flight_count; left > 0; left--) {
+    size_t left = 0;
+    for (size_t i = 0; i < sim->flight_count; i++) {
+        left += !sim->flights[i].done;
+    }
+    for (; left > 0; left--) {
         size_t pick = (size_t)prng_below(&sim->prng, left);
         for (size_t i = 0; i < sim->flight_count; i++) {
             if (sim->flights[i].done) continue;
@@ -931,6 +940,15 @@ uint64_t sim_disk_file_size(const struct sim_disk *sim, const char *name)
     return file == NULL ? 0 : file->seen_size;
 }
 
+static void *copy_of(const void *from, size_t count, size_t size)
+{
+    void *to = grow(NULL, count, size);
+    if (count > 0) {
+        memcpy(to, from, count * size);
+    }
+    return to;
+}
+
 static void clone_folder(struct folder *to, const struct folder *from)
 {
     for (size_t i = 0; i < from->count; i++) {
@@ -957,18 +975,15 @@ struct sim_disk *sim_disk_clone(const struct sim_disk *sim, uint64_t seed)
         memcpy(to->kept, from->kept, (size_t)from->capacity);
         to->seen_size = from->seen_size;
         to->kept_size = from->kept_size;
-        to->extents = grow(NULL, from->extent_count, sizeof *to->extents);
-        memcpy(to->extents, from->extents, from->extent_count * sizeof *to->extents);
+        to->extents = copy_of(from->extents, from->extent_count, sizeof *to->extents);
         to->extent_count = from->extent_count;
         to->extent_capacity = from->extent_count == 0 ? 1 : from->extent_count;
-        to->broken = grow(NULL, from->broken_count, sizeof *to->broken);
-        memcpy(to->broken, from->broken, from->broken_count * sizeof *to->broken);
+        to->broken = copy_of(from->broken, from->broken_count, sizeof *to->broken);
         to->broken_count = from->broken_count;
     }
     clone_folder(&copy->seen, &sim->seen);
     clone_folder(&copy->kept, &sim->kept);
-    copy->changes = grow(NULL, sim->change_count, sizeof *copy->changes);
-    memcpy(copy->changes, sim->changes, sim->change_count * sizeof *copy->changes);
+    copy->changes = copy_of(sim->changes, sim->change_count, sizeof *copy->changes);
     copy->change_count = sim->change_count;
     return copy;
 }
