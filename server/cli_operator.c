@@ -167,27 +167,48 @@ static void print_ranges(const json_t *ranges)
     }
 }
 
-/* Whatever else the node says about itself: an object becomes "memory: limit 5, used 3". */
+/* "12.5 MiB" for what counts bytes, else the value as JSON has it, without quotes. */
+static void print_value(const char *name, const json_t *value, bool bytes)
+{
+    char size[32];
+    size_t length = strlen(name);
+    bool named = length > 6 && strcmp(name + length - 6, "_bytes") == 0;
+    if ((bytes || named) && json_is_integer(value)) {
+        fputs(cli_bytes((double)json_integer_value(value), size, sizeof size), stdout);
+    } else if (json_is_string(value)) {
+        fputs(json_string_value(value), stdout);
+    } else {
+        char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(4));
+        fputs(text != NULL ? text : "-", stdout);
+        free(text);
+    }
+}
+
+/* Whatever else the node says about itself, in its order: "memory  rss 12.5 MiB, memtable 19 KiB". */
 static void print_details(const json_t *status)
 {
     static const char *const known[] = {
         "node", "cluster_id", "version", "members", "ranges", "wal", "meta", "io"};
-    const char *name;
-    const json_t *value;
+    const char *name, *part;
+    const json_t *value, *part_value;
     json_object_foreach((json_t *)status, name, value)
     {
-        bool shown = false;
+        bool shown = json_is_array(value);
         for (size_t i = 0; i < sizeof known / sizeof *known; i++)
             shown = shown || strcmp(known[i], name) == 0;
-        if (shown || json_is_array(value)) continue;
-        char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(4));
-        if (text == NULL) continue;
-        printf("%-8s ", name);
-        for (const char *at = text; *at != '\0'; at++) {
-            if (strchr("{}\"", *at) == NULL) putchar(*at);
+        if (shown) continue;
+        bool bytes = strcmp(name, "memory") == 0 || strcmp(name, "disk") == 0;
+        int width = printf("%s ", name);
+        printf("%*s", width < 12 ? 12 - width : 0, "");
+        if (!json_is_object(value)) print_value(name, value, bytes);
+        const char *separator = "";
+        json_object_foreach((json_t *)value, part, part_value)
+        {
+            printf("%s%s ", separator, part);
+            print_value(part, part_value, bytes);
+            separator = ", ";
         }
         putchar('\n');
-        free(text);
     }
 }
 
@@ -200,12 +221,12 @@ static int print_status(const struct buffer *body, const char *node)
         cli_complain("the answer of %s is no JSON (line %d: %s)", node, error.line, error.text);
         return CLI_FAILED;
     }
-    printf("node     %s at %s, version %s\n", text_of(status, "node"), node,
+    printf("node        %s at %s, version %s\n", text_of(status, "node"), node,
         text_of(status, "version"));
-    printf("cluster  %s\n", text_of(status, "cluster_id"));
+    printf("cluster     %s\n", text_of(status, "cluster_id"));
     const json_t *wal = json_object_get(status, "wal");
     char size[32];
-    printf("log      last %" JSON_INTEGER_FORMAT ", durable %" JSON_INTEGER_FORMAT
+    printf("log         last %" JSON_INTEGER_FORMAT ", durable %" JSON_INTEGER_FORMAT
            ", checkpoint %" JSON_INTEGER_FORMAT ", %s on disk, %s\n",
         number_of(wal, "last"), number_of(wal, "durable"), number_of(wal, "checkpoint"),
         cli_bytes((double)number_of(wal, "bytes"), size, sizeof size), text_of(status, "io"));

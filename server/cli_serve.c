@@ -179,17 +179,6 @@ static enum log_level level_of(const char *word)
     UNREACHABLE();
 }
 
-static void warn_of_open_doors(const struct config *config)
-{
-    const char *const doors[] = {config->server.listen, config->server.http};
-    for (size_t i = 0; i < sizeof doors / sizeof *doors; i++) {
-        if (config->server.password_hash == NULL && !config_address_is_local(doors[i]))
-            log_warn("everybody who reaches this address can read and change all data; set "
-                     "requirepass or password-file",
-                "address=%s", doors[i]);
-    }
-}
-
 static int run_server(struct config *config)
 {
     int code = complete_config(config);
@@ -209,7 +198,6 @@ static int run_server(struct config *config)
     if (code != CLI_DONE) return code;
     if (hash[0] != '\0') config->server.password_hash = hash;
     logger_setup(level_of(config->server.log_level), config->server.log_json);
-    warn_of_open_doors(config);
     signal(SIGPIPE, SIG_IGN);
     return server_run(&config->server);
 }

@@ -349,16 +349,6 @@ enum err config_parse_address(const char *text, char *target, size_t capacity)
     return size > 0 && (size_t)size < capacity ? OK : ERR_INVALID;
 }
 
-bool config_address_is_local(const char *address)
-{
-    if (strcmp(address, "off") == 0) return true;
-    if (strncmp(address, "localhost:", 10) == 0 || strncmp(address, "[::1]:", 6) == 0) return true;
-    char host[80];
-    snprintf(host, sizeof host, "%.*s", (int)strcspn(address, ":"), address);
-    struct in_addr number;
-    return inet_pton(AF_INET, host, &number) == 1 && ntohl(number.s_addr) >> 24 == 127;
-}
-
 /* Index of `text` among words separated by '|', or -1. */
 static int find_word(const char *words, const char *text)
 {

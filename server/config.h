@@ -95,7 +95,5 @@ enum err config_parse_size(const char *text, uint64_t *bytes_out) MUST_CHECK;
 enum err config_parse_duration(const char *text, uint64_t unit_us, uint64_t *us_out) MUST_CHECK;
 /* host:port, port, [::1]:port or off, into "host:port" or "off". */
 enum err config_parse_address(const char *text, char *target, size_t capacity) MUST_CHECK;
-/* True if only this machine can reach the address. */
-bool config_address_is_local(const char *address);
 
 #endif

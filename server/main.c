@@ -192,5 +192,9 @@ int main(int argc, char **argv)
     char name[64];
     snprintf(name, sizeof name, "duramen %s", command->name);
     argv[outer.command] = name;
+    /* the others take -h themselves */
+    char help_flag[] = "--help";
+    char **first = argv + outer.command + 1;
+    if (command->flags != NULL && *first != NULL && strcmp(*first, "-h") == 0) *first = help_flag;
     return finish(command->run(argc - outer.command, argv + outer.command));
 }

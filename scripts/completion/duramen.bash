@@ -1,0 +1,26 @@
+# bash completion of duramen; made by `duramen completion bash`
+_duramen()
+{
+    local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]} words
+    COMPREPLY=()
+    if [[ $COMP_CWORD -eq 1 ]]; then
+        words='serve status member leader backup restore verify bench passwd config completion version help --help --version'
+    else
+        case $command in
+        serve) words=' --data --listen --http --peer --join --name --zone --replicas --ranges --memory --log-bytes --log-io --io --requirepass --password-file --connections --output-limit --client-memory --idle-timeout --slowlog-us --slowlog-len --enable-debug-command --scrub --accept-loss --allowed-hosts --log-level --log-format --config --help' ;;
+        status) words=' --node --password-file --json --help' ;;
+        member) words='list remove replace --node --password-file --help' ;;
+        leader) words='transfer --node --password-file --help' ;;
+        backup) words=' --node --password-file --out --help' ;;
+        restore) words=' --in --data --dry-run --help' ;;
+        verify) words=' --help' ;;
+        bench) words=' --node --workload --clients --pipeline --rate --seconds --value-size --keys --distribution --json --plot --engine --help' ;;
+        passwd) words=' --help' ;;
+        config) words='check show --data --listen --http --peer --join --name --zone --replicas --ranges --memory --log-bytes --log-io --io --requirepass --password-file --connections --output-limit --client-memory --idle-timeout --slowlog-us --slowlog-len --enable-debug-command --scrub --accept-loss --allowed-hosts --log-level --log-format --config --help' ;;
+        completion) words='bash zsh fish --help' ;;
+        version) words=' --help' ;;
+        esac
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+complete -o default -F _duramen duramen
