@@ -9,7 +9,9 @@
 #include "storage/effect.h"
 
 /* The log alone, driven by one thread as the server's loop drives it: append, flush, reap. Records are
- * encoded and checksummed, nothing is applied; what is durable is trimmed at once. */
+ * encoded and checksummed, nothing is applied; what is durable is trimmed at once. By default the thread
+ * writes itself, as the loop does when nobody else needs it; with a back end named (log:ring-dsync) that
+ * back end's way of writing beside the loop is what is measured. */
 
 struct log_engine {
     struct disk disk;
@@ -18,7 +20,7 @@ struct log_engine {
     enum log_io mode;
     int wake; /* eventfd: the disk's thread has finished a write */
     lsn_t durable;
-    lsn_t trimmed;
+    bool alone; /* write in this thread; else as the back end does */
 };
 
 static void on_wake(void *ctx)
@@ -47,6 +49,7 @@ static enum err log_engine_open(const struct engine_setup *setup, void **engine_
     engine->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     engine->io.clock = clock_real();
     engine->io.seed = setup->options->mix.seed;
+    engine->alone = setup->log_io == LOG_IO_AUTO;
     enum err err = engine->wake < 0
         ? ERR_IO
         : disk_open(setup->folder, setup->log_io, &engine->io.disk, &engine->mode);
@@ -89,8 +92,8 @@ static void log_engine_close(void *handle)
 static void log_engine_describe(void *handle, char *at, size_t size)
 {
     struct log_engine *engine = handle;
-    snprintf(at, size, "%s, back end %s, every batch synced", DURAMEN_VERSION,
-        log_io_name(engine->mode));
+    snprintf(at, size, "%s, %s, every batch synced", DURAMEN_VERSION,
+        engine->alone ? "written by its own thread" : log_io_name(engine->mode));
 }
 
 static enum err log_engine_submit(
@@ -113,10 +116,10 @@ static enum err log_engine_submit(
 static enum err log_engine_wait(void *handle, uint64_t after, uint64_t *done_out)
 {
     struct log_engine *engine = handle;
-    if (wal_in_flight(engine->wal)) {
-        wal_flush(engine->wal, 0);
+    if (engine->alone) {
+        wal_flush_inline(engine->wal);
     } else {
-        wal_flush_inline(engine->wal); /* this thread has nothing else to do meanwhile */
+        wal_flush(engine->wal, 0);
     }
     while (engine->durable <= after) {
         TRY(wal_poll(engine->wal));

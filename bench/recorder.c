@@ -109,9 +109,10 @@ void recorder_turn(struct recorder *recorder, uint64_t now_ns)
 {
     if (!recorder->started || recorder->closed) return;
     uint64_t pause = now_ns > recorder->last_ns ? now_ns - recorder->last_ns : 0;
-    if (pause > recorder->pause_max_ns) {
+    if (recorder->answered && pause > recorder->pause_max_ns) {
         recorder->pause_max_ns = pause;
     }
+    recorder->answered = true;
     recorder->last_ns = now_ns;
     if (now_ns < recorder->interval_end_ns) return;
     while (now_ns >= recorder->interval_end_ns)

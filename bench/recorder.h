@@ -32,6 +32,7 @@ struct recorder {
     struct histogram lag; /* open loop: how much later than its arrival a request was sent */
     bool detailed; /* intervals have percentiles; for many threads only counts and maxima */
     bool started; /* the warm-up is over */
+    bool answered; /* once at least: a pause lies between two answers */
     bool closed; /* the measured time is over; latencies still count, operations do not */
     uint64_t start_ns;
     uint64_t interval_ns;
