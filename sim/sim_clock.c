@@ -29,7 +29,7 @@ struct clock sim_clock_io(struct sim_clock *clock)
 void sim_clock_advance(struct sim_clock *clock, uint64_t ns)
 {
     const int64_t million = 1000000;
-    ASSERT(ns <= INT64_MAX / (2 * million));
+    ASSERT(ns <= (uint64_t)(INT64_MAX / (2 * million)));
     int64_t shifted = (int64_t)ns * clock->drift_ppm + clock->drift_rest;
     clock->drift_rest = shifted % million;
     int64_t seen = (int64_t)ns + shifted / million;
