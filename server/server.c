@@ -553,7 +553,6 @@ static void close_all(struct server *server, bool checkpoint)
             free(server->command_stats[i].latency_ns);
         free(server->command_stats);
     }
-    if (server->loop != NULL) loop_close(server->loop);
     if (server->listen_fd >= 0) close(server->listen_fd);
     if (server->http_fd >= 0) close(server->http_fd);
     if (server->signal_fd >= 0) close(server->signal_fd);
@@ -572,10 +571,13 @@ static int run_in_folder(struct server *server, struct folder *folder)
     server->io.disk = disk;
     server->disk = &server->io.disk;
     int code = open_the_loop(server);
+    if (code == 0) disk.set_wake(disk.ctx, wake_loop, server);
     if (code == 0) code = open_node(server, folder);
     if (code == 0) code = serve(server);
     close_all(server, code == 0);
     disk_close(&disk);
+    /* last: the disk's threads may wake the loop until they have ended */
+    if (server->loop != NULL) loop_close(server->loop);
     return code;
 }
 
