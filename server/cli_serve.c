@@ -240,12 +240,13 @@ static error_t parse_config(int key, char *argument, struct argp_state *state)
     struct serve_input *input = state->input;
     if (key == ARGP_KEY_ARG) {
         if (input->action != NULL) argp_error(state, "'%s' is one word too many", argument);
-        if (strcmp(argument, "check") != 0 && strcmp(argument, "show") != 0)
-            argp_error(state, "'%s' is no action; write check or show", argument);
+        if (strcmp(argument, "check") != 0 && strcmp(argument, "show") != 0 &&
+            strcmp(argument, "list") != 0)
+            argp_error(state, "'%s' is no action; write check, show or list", argument);
         input->action = argument;
         return 0;
     }
-    if (key == ARGP_KEY_NO_ARGS) argp_error(state, "write what to do: check or show");
+    if (key == ARGP_KEY_NO_ARGS) argp_error(state, "write what to do: check, show or list");
     return cli_setting_flag(input->config, key, argument, state);
 }
 
@@ -263,6 +264,20 @@ static void show_config(const struct config *config)
     }
 }
 
+/* In the form of scdoc, the manual's source. */
+static void list_settings(void)
+{
+    const struct config_setting *settings = config_settings();
+    for (int i = 0; i < CONFIG_SETTINGS; i++) {
+        char variable[64];
+        config_variable(&settings[i], variable, sizeof variable);
+        bool unset = settings[i].fallback[0] == '\0';
+        printf("*--%s* %s, %s%s%s%s\n\t%s\n\n", settings[i].name, settings[i].argument, variable,
+            settings[i].not_in_file ? ", not in a file" : "", unset ? "" : ", default ",
+            settings[i].fallback, settings[i].help);
+    }
+}
+
 int cli_config(int argc, char **argv)
 {
     struct config *config = malloc(sizeof *config);
@@ -271,14 +286,18 @@ int cli_config(int argc, char **argv)
     if (config != NULL && options != NULL && config_init(config) == OK) {
         struct argp argp = {.options = options,
             .parser = parse_config,
-            .args_doc = "check|show",
+            .args_doc = "check|show|list",
             .doc = "Reads flags, environment and configuration file as `duramen serve` does. "
                    "check: says what is wrong (exit code 2) or that all is well. "
-                   "show: prints every setting and where it came from."};
+                   "show: prints every setting and where it came from. "
+                   "list: prints what settings there are, as the manual has them."};
         struct serve_input input = {.config = config};
         cli_parse(&argp, argc, argv, &input);
-        code = complete_config(config);
-        if (code == CLI_DONE && strcmp(input.action, "show") == 0)
+        bool list = strcmp(input.action, "list") == 0;
+        code = list ? CLI_DONE : complete_config(config);
+        if (list)
+            list_settings();
+        else if (code == CLI_DONE && strcmp(input.action, "show") == 0)
             show_config(config);
         else if (code == CLI_DONE)
             puts("all settings are valid");

@@ -15,8 +15,8 @@
 /* The program: finds the subcommand and hands over. */
 
 #define BENCH_FLAGS                                                                                \
-    "--node --workload --clients --pipeline --rate --seconds --value-size --keys --distribution "  \
-    "--json --plot --engine"
+    "--node --engine --workload --clients --pipeline --rate --seconds --requests --warmup "        \
+    "--rounds --value-size --keys --distribution --load --json --plot"
 
 static const struct cli_command commands[] = {
     {.name = "serve", .summary = "run a node", .settings = true, .run = cli_serve},
@@ -61,9 +61,9 @@ static const struct cli_command commands[] = {
         .options = cli_no_options,
         .run = cli_passwd},
     {.name = "config",
-        .summary = "check the settings, or show each and where it came from",
+        .summary = "check or list the settings, or show where each came from",
         .settings = true,
-        .words = "check show",
+        .words = "check show list",
         .run = cli_config},
     {.name = "completion",
         .summary = "print the completions of a shell",

@@ -14,9 +14,9 @@ _duramen()
         backup) words=' --node --password-file --out --help' ;;
         restore) words=' --in --data --dry-run --help' ;;
         verify) words=' --help' ;;
-        bench) words=' --node --workload --clients --pipeline --rate --seconds --value-size --keys --distribution --json --plot --engine --help' ;;
+        bench) words=' --node --engine --workload --clients --pipeline --rate --seconds --requests --warmup --rounds --value-size --keys --distribution --load --json --plot --help' ;;
         passwd) words=' --help' ;;
-        config) words='check show --data --listen --http --peer --join --name --zone --replicas --ranges --memory --log-bytes --log-io --io --requirepass --password-file --connections --output-limit --client-memory --idle-timeout --slowlog-us --slowlog-len --enable-debug-command --scrub --accept-loss --allowed-hosts --log-level --log-format --config --help' ;;
+        config) words='check show list --data --listen --http --peer --join --name --zone --replicas --ranges --memory --log-bytes --log-io --io --requirepass --password-file --connections --output-limit --client-memory --idle-timeout --slowlog-us --slowlog-len --enable-debug-command --scrub --accept-loss --allowed-hosts --log-level --log-format --config --help' ;;
         completion) words='bash zsh fish --help' ;;
         version) words=' --help' ;;
         esac

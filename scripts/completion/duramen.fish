@@ -58,22 +58,26 @@ complete -c duramen -n __fish_use_subcommand -f -a verify -d 'check every checks
 complete -c duramen -n '__fish_seen_subcommand_from verify' -l help -d 'tells the flags'
 complete -c duramen -n __fish_use_subcommand -f -a bench -d 'measure a server or an engine under load'
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l node
+complete -c duramen -n '__fish_seen_subcommand_from bench' -l engine
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l workload
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l clients
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l pipeline
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l rate
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l seconds
+complete -c duramen -n '__fish_seen_subcommand_from bench' -l requests
+complete -c duramen -n '__fish_seen_subcommand_from bench' -l warmup
+complete -c duramen -n '__fish_seen_subcommand_from bench' -l rounds
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l value-size
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l keys
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l distribution
+complete -c duramen -n '__fish_seen_subcommand_from bench' -l load
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l json
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l plot
-complete -c duramen -n '__fish_seen_subcommand_from bench' -l engine
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l help -d 'tells the flags'
 complete -c duramen -n __fish_use_subcommand -f -a passwd -d 'turn a password into the form that configuration files take'
 complete -c duramen -n '__fish_seen_subcommand_from passwd' -l help -d 'tells the flags'
-complete -c duramen -n __fish_use_subcommand -f -a config -d 'check the settings, or show each and where it came from'
-complete -c duramen -n '__fish_seen_subcommand_from config' -f -a 'check show'
+complete -c duramen -n __fish_use_subcommand -f -a config -d 'check or list the settings, or show where each came from'
+complete -c duramen -n '__fish_seen_subcommand_from config' -f -a 'check show list'
 complete -c duramen -n '__fish_seen_subcommand_from config' -l data -d 'folder of this nodes data; made if absent'
 complete -c duramen -n '__fish_seen_subcommand_from config' -l listen -d 'address for Redis clients; port 0 picks a free one, off serves none'
 complete -c duramen -n '__fish_seen_subcommand_from config' -l http -d 'address of the HTTP interface, metrics and dashboard, or off'

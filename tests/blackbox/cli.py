@@ -105,7 +105,7 @@ def test_missing_flag():
     refused(2, "backup", says="--out FILE")
     refused(2, "restore", "--in", "x", says="--data DIR")
     refused(2, "verify", says="data folder or a backup file")
-    refused(2, "config", says="check or show")
+    refused(2, "config", says="check, show or list")
     refused(2, "completion", says="bash, zsh or fish")
     refused(2, "completion", "tcsh", says="tcsh")
     refused(2, "member", says="member list")
@@ -213,6 +213,17 @@ def test_secrets_are_not_shown():
 
 def test_contradicting_passwords():
     refused(2, "config", "check", "--requirepass", "x", "--password-file", "y", says="remove one of them")
+
+
+def test_the_manual_has_every_setting():
+    path = os.path.join(lib.SOURCE, "docs", "man", "duramen.1.scd")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    found = re.search(r"^; settings: begin\n\n(.*)^; settings: end$", text, re.M | re.S)
+    check(found, "the manual has its list of settings")
+    listed = run("config", "list")
+    check(listed.code == 0 and listed.out == found.group(1), "the list in docs/man/duramen.1.scd is old: put the "
+          "output of `duramen config list` between its marks")
 
 
 # serving
