@@ -39,7 +39,7 @@ enum {
     BUFFER_MAX = 64 << 10,
     READ_SIZE = 32 << 10,
     LINGER_SECONDS = 2,
-    LINGER_BYTES = 1 << 20,
+    LINGER_BYTES = 64 << 20, /* who sends a body that was refused should still get to read why */
 };
 #define SECOND UINT64_C(1000000000)
 
@@ -312,6 +312,8 @@ static bool open_pair(struct gate *gate)
 static bool judge(struct gate *gate)
 {
     if (gate->phase != PHASE_OPEN || (gate->busy && gate->whole)) return false;
+    /* a refusal closes the pair: the answer before it has to be out of it */
+    if (!gate->busy && gate->pair >= 0 && gate->pair_can_read) return false;
     struct bytes held = buffer_view(&gate->in);
     struct bytes fresh = bytes_of(held.at + gate->passable, held.size - gate->passable);
     if (fresh.size == 0) return false;
@@ -427,7 +429,7 @@ static bool linger(struct gate *gate)
         gate->since_ns = now_ns(gate->gates);
     }
     if (gate->phase != PHASE_LINGER || !gate->can_read) return false;
-    char waste[4096];
+    char waste[32 << 10];
     ssize_t got = recv(gate->fd, waste, sizeof waste, 0);
     if (got < 0 && errno == EINTR) return true;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -449,16 +451,11 @@ static void pump(struct gate *gate)
         moved = judge(gate) || moved;
         moved = pass_on(gate) || moved;
         moved = linger(gate) || moved;
-        if (gate->phase == PHASE_OPEN && gate->end_of_input && !(gate->busy && gate->whole) &&
-            gate->passable == 0) {
-            /* half closed after a whole request is fine; in the middle of one it is the end */
-            if (gate->busy) {
-                gate->broken = true;
-            } else if (gate->out.size == gate->out.head) {
-                gate->broken = true;
-            }
-        }
     }
+    /* half closed after a whole request is fine; in the middle of one, or with nothing owed, it is the end */
+    if (gate->phase == PHASE_OPEN && gate->end_of_input && gate->passable == 0 &&
+        !(gate->busy && gate->whole) && (gate->busy || gate->out.size == gate->out.head))
+        gate->broken = true;
     if (gate->broken) {
         kill_gate(gate);
         return;
@@ -476,6 +473,7 @@ void gate_completed(struct gate *gate)
     if (gate->phase != PHASE_OPEN || !gate->busy) return;
     if (!gate->whole) return; /* answered early: the library closes, and so does the gate */
     gate->busy = gate->whole = false;
+    gate->pair_can_read = true; /* epoll will say so, but perhaps behind another event */
     http_framing_init(&gate->framing, VALUE_SIZE_MAX);
     gate->since_ns = now_ns(gate->gates);
     if (gate->poked) return;
