@@ -162,7 +162,9 @@ const struct command *command_resolve(uint32_t argc, const struct bytes *argv, s
     int64_t count = argc;
     bool fits = command->arity >= 0 ? count == command->arity : count >= -(int64_t)command->arity;
     if (!fits || command->run == NULL) {
-        resp_error(out, "ERR wrong number of arguments for '%s' command", command->name);
+        bool exec = strcmp(command->name, "exec") == 0;
+        resp_error(out, "%s wrong number of arguments for '%s' command",
+            exec ? "EXECABORT Transaction discarded because of:" : "ERR", command->name);
         return NULL;
     }
     return command;

@@ -91,7 +91,8 @@ static void run_select(struct call *call)
     struct bytes name = call->argv[1];
     if (argument_integer(name, &number)) {
         if (number < INT32_MIN || number > INT32_MAX) {
-            reply_not_integer(call);
+            resp_error(call->out,
+                "ERR value is out of range, value must between -2147483648 and 2147483647");
             return;
         }
         if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {
@@ -209,11 +210,9 @@ static void on_auth_done(void *ctx, enum auth_result result)
             .node = waiting->server->node,
             .out = &session->out,
             .version = session->resp_version};
-        size_t mark = reply_mark(&call);
         conclude(&call, &waiting->hello, result);
-        session->out_total += reply_mark(&call) - mark;
         session->flags &= ~(uint32_t)SESSION_BLOCKED;
-        session_continue(session);
+        session_continue(session); /* takes the reply in as well */
     }
     free(waiting);
 }
@@ -380,10 +379,8 @@ static void describe_client(
         session->sending.size - session->sending.head,
         session->in.capacity + session->out.capacity + session->sending.capacity + sizeof *session,
         session->sending.size > session->sending.head ? "rw" : "r",
-        session == asking                   ? "client|list"
-            : session->last_command != NULL ? session->last_command->name
-                                            : "NULL",
-        session->resp_version, session->lib_name, session->lib_version);
+        session->last_command == NULL ? "NULL" : session->last_command->name, session->resp_version,
+        session->lib_name, session->lib_version);
 }
 
 static struct session *find_client(struct server *server, int64_t id)

@@ -342,7 +342,7 @@ const struct command commands_describe[] = {
     {"command|docs", -2, ANY_TIME, 0, 0, 0, run_command_docs, "server", "7.0.0",
         "O(N) where N is the number of commands to look up",
         "Get array of specific command documentation", CONNECTION},
-    {"command|getkeys", -3, ANY_TIME, 0, 0, 0, run_command_getkeys, "server", "2.8.13",
+    {"command|getkeys", -4, ANY_TIME, 0, 0, 0, run_command_getkeys, "server", "2.8.13",
         "O(N) where N is the number of arguments to the command",
         "Extract keys given a full command", CONNECTION},
     {"command|help", 2, ANY_TIME, 0, 0, 0, run_command_help, "server", "5.0.0", "O(1)",

@@ -92,7 +92,8 @@ static void run_copy(struct call *call)
             int64_t number;
             if (!integer_argument(call, call->argv[++i], &number)) return;
             if (number < INT32_MIN || number > INT32_MAX) {
-                reply_not_integer(call);
+                resp_error(call->out,
+                    "ERR value is out of range, value must between -2147483648 and 2147483647");
                 return;
             }
             if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {

@@ -120,19 +120,25 @@ static void parameter_text(
 
 static void run_config_get(struct call *call)
 {
-    bool wanted[PARAMETERS] = {false};
+    struct bytes names[PARAMETERS] = {{0}}; /* a name given whole is shown as it was spelled */
     uint64_t count = 0;
     for (size_t i = 0; i < PARAMETERS; i++) {
-        for (uint32_t k = 2; k < call->argc && !wanted[i]; k++)
-            wanted[i] = glob_match(call->argv[k], bytes_of_text(parameters[i].name), true);
-        count += wanted[i];
+        struct bytes name = bytes_of_text(parameters[i].name);
+        for (uint32_t k = 2; k < call->argc && names[i].size == 0; k++) {
+            if (argument_is(call->argv[k], parameters[i].name)) {
+                names[i] = call->argv[k];
+            } else if (glob_match(call->argv[k], name, true)) {
+                names[i] = name;
+            }
+        }
+        count += names[i].size > 0;
     }
     resp_map(call->out, call->version, count);
     for (size_t i = 0; i < PARAMETERS; i++) {
-        if (!wanted[i]) continue;
+        if (names[i].size == 0) continue;
         struct buffer text = {0};
         parameter_text(call->server, &parameters[i], &text);
-        reply_text(call, parameters[i].name);
+        resp_bulk(call->out, names[i]);
         resp_bulk(call->out, buffer_view(&text));
         buffer_deinit(&text);
     }

@@ -187,7 +187,12 @@ bool dispatch(struct session *session, uint32_t argc, const struct bytes *argv)
     struct server *server = session->server;
     size_t before = session->out.size - session->out.head;
     const struct command *command = command_resolve(argc, argv, &session->out);
-    if (command == NULL) return reject(session, NULL, before, NULL);
+    if (command == NULL) {
+        (void)reject(session, NULL, before, NULL);
+        /* EXEC ends its transaction even if it cannot be understood */
+        if (argument_is(argv[0], "exec")) transaction_discard(session);
+        return true;
+    }
     if ((session->flags & SESSION_AUTHENTICATED) == 0 && (command->flags & COMMAND_NO_AUTH) == 0)
         return reject(session, command, before, "NOAUTH Authentication required.");
     if ((command->flags & COMMAND_KEYS) != 0 && !keys_fit(command, argc, argv))
