@@ -473,10 +473,12 @@ static enum err scan(struct recovery *r)
         /* Nothing holds applied + 1. That is right only for a log that never held anything else. */
         r->chain_count = 0;
         TRY(judge(r, NULL, 0, config->applied + 1));
-        if (r->count > 0 && r->sequence >= config->segment_floor) return OK;
-        if (r->count == 0 && config->applied == 0 && config->segment_floor == 0) return OK;
-        /* A restored store has what its backup had of the log in the bottom store, and no slots yet. */
-        if (r->count == 0 && config->fresh) return OK;
+        /* A log was there; all it lost is in the bottom store. */
+        if (r->sequence > 0 && r->sequence >= config->segment_floor) return OK;
+        /* A new store, or a restored one, which has what its backup had of the log in the bottom store.
+         * Slots without content are those that an interrupted first opening made. */
+        bool new = config->applied == 0 && config->segment_floor == 0;
+        if (r->sequence == 0 && (new || config->fresh)) return OK;
         (void)snprintf(r->report->detail, sizeof r->report->detail,
             "the log after LSN %llu is missing: no slot holds it; restore a backup, or accept the "
             "loss with --accept-loss %llu",
@@ -599,7 +601,9 @@ static void recovery_deinit(struct recovery *r)
 
 static enum err prepare(struct recovery *r)
 {
-    TRY(window_init(&r->window, r->disk, SCAN_WINDOW));
+    uint64_t slot_size = r->config->slot_size;
+    size_t capacity = slot_size != 0 && slot_size < SCAN_WINDOW ? (size_t)slot_size : SCAN_WINDOW;
+    TRY(window_init(&r->window, r->disk, capacity));
     TRY(load(r));
     build_chain(r);
     return OK;

@@ -985,7 +985,9 @@ void wal_close(struct wal *wal)
     wal->config.on_durable = NULL;
     int rounds = 0;
     while (wal->in_flight > 0) {
-        if (wal->io.disk.poll(wal->io.disk.ctx) == 0 && ++rounds > 16) {
+        if (wal->io.disk.poll(wal->io.disk.ctx) > 0) {
+            rounds = 0;
+        } else if (++rounds > 2000) {
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
         }
         advance(wal);
