@@ -1342,6 +1342,18 @@ enum err http_open(struct server *server, int listen_fd)
     return err;
 }
 
+void http_stop(struct server *server)
+{
+    struct http *http = server->http;
+    if (http != NULL) gates_drain(http->gates);
+}
+
+bool http_busy(const struct server *server)
+{
+    const struct http *http = server->http;
+    return http != NULL && gates_busy(http->gates);
+}
+
 void http_close(struct server *server)
 {
     struct http *http = server->http;

@@ -96,6 +96,7 @@ struct gates {
     struct gate *poked; /* completed by the library: the next request may go in */
     struct gates_stats stats;
     bool library; /* something was passed on, or room was made */
+    bool draining; /* the server stops */
 };
 
 static uint64_t now_ns(const struct gates *gates)
@@ -476,6 +477,7 @@ void gate_completed(struct gate *gate)
     gate->pair_can_read = true; /* epoll will say so, but perhaps behind another event */
     http_framing_init(&gate->framing, VALUE_SIZE_MAX);
     gate->since_ns = now_ns(gate->gates);
+    if (gate->gates->draining) gate->phase = PHASE_LAST;
     if (gate->poked) return;
     gate->poked = true;
     gate->next_poked = gate->gates->poked;
@@ -583,9 +585,29 @@ enum err gates_open(
     return OK;
 }
 
+void gates_drain(struct gates *gates)
+{
+    struct gate *next;
+    if (gates->draining) return;
+    gates->draining = true;
+    loop_unlisten(gates->server->loop, gates->listen_fd);
+    for (struct gate *gate = gates->first; gate != NULL; gate = next) {
+        next = gate->next;
+        if (!gate->busy && gate->out.size == gate->out.head) kill_gate(gate);
+    }
+}
+
+bool gates_busy(const struct gates *gates)
+{
+    for (const struct gate *gate = gates->first; gate != NULL; gate = gate->next) {
+        if (gate->busy || gate->out.size > gate->out.head) return true;
+    }
+    return false;
+}
+
 void gates_close(struct gates *gates)
 {
-    loop_unlisten(gates->server->loop, gates->listen_fd);
+    gates_drain(gates);
     while (gates->first != NULL)
         kill_gate(gates->first);
     gates->poked = NULL;

@@ -50,6 +50,11 @@ bool gates_poll(struct gates *gates);
 void gates_sweep(struct gates *gates, uint64_t now_ns);
 const struct gates_stats *gates_stats(const struct gates *gates);
 
+/* Takes no more connections and no more requests; what is being answered still is. */
+void gates_drain(struct gates *gates);
+/* Something is being answered. */
+bool gates_busy(const struct gates *gates);
+
 /* The library has written the whole answer of the request that was passed on. */
 void gate_completed(struct gate *gate);
 /* For limits by source: the peer's IPv4 address, or a hash of it. */

@@ -171,8 +171,9 @@ static bool on_turn_end(void *ctx)
     node_turn_end(server->node, is_alone(server));
     sessions_turn_end(server);
     if (server->stopping) {
-        if (server->session_count == 0) loop_stop(server->loop);
-        if (server->now_ns >= server->stop_by_ns) sessions_close_all(server);
+        bool late = server->now_ns >= server->stop_by_ns;
+        if (server->session_count == 0 && (late || !http_busy(server))) loop_stop(server->loop);
+        if (late) sessions_close_all(server);
     }
     return false;
 }
@@ -201,6 +202,7 @@ static void on_signal(void *ctx)
     server->stopping = true;
     server->stop_by_ns = server->now_ns + STOP_WITHIN_MS * 1000000ull;
     stop_listening(server, &server->listen_fd);
+    http_stop(server);
     for (struct session *session = server->sessions; session != NULL; session = session->next_all)
         session_close(session, true);
 }

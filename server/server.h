@@ -138,6 +138,10 @@ void server_unwait(struct server *server, struct ticket_waiter *waiter);
 /* server/http.c. Serves on listen_fd inside the loop. */
 enum err http_open(struct server *server, int listen_fd) MUST_CHECK;
 void http_close(struct server *server);
+/* The server stops: no new connection, no new request; what is being answered still is. */
+void http_stop(struct server *server);
+/* Something is being answered. */
+bool http_busy(const struct server *server);
 /* Gives libmicrohttpd its turn; from on_turn_end, before node_turn_end(), so that what it proposes leaves
  * with the turn's batch. Cheap when there is nothing to do. */
 void http_turn(struct server *server);

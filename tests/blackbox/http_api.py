@@ -2,6 +2,7 @@
 """What the HTTP interface does: values, versions, conditions, expiry, pages, reports, backup."""
 
 import base64
+import http.client
 import json
 import os
 import shutil
@@ -272,6 +273,42 @@ def test_a_client_that_leaves_does_no_harm():
         for number in range(0, 200, 2):
             check(node.http("GET", "/kv/left%d" % number)[0] == 404, "half a value was stored")
         check(node.term() == 0)
+
+
+def test_sigterm_answers_what_it_has_taken():
+    for _ in range(5):
+        with Node() as node:
+            answers, failures = [], []
+
+            def write(number):
+                connection = node.http_connection()
+                try:
+                    for count in range(1_000_000):
+                        connection.request("PUT", "/kv/term%d" % number, b"%d" % count)
+                        response = connection.getresponse()
+                        response.read()
+                        check(response.status in (201, 204), response.status)
+                        answers.append((number, count))
+                except OSError:
+                    pass  # closed between two requests, or refused
+                except http.client.RemoteDisconnected:
+                    pass
+                except Exception as error:
+                    failures.append(error)
+
+            threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+            for thread in threads:
+                thread.start()
+            eventually(lambda: len(answers) > 200, 20, "writes")
+            check(node.term() == 0)
+            for thread in threads:
+                thread.join()
+            check(failures == [], failures)
+            node.start()
+            for number in range(8):
+                last = max(count for one, count in answers if one == number)
+                # a request that was on its way when the socket was closed was not taken
+                check(int(node.http("GET", "/kv/term%d" % number)[2]) == last, number, last)
 
 
 def test_status_has_what_operators_and_checks_read():
