@@ -177,10 +177,10 @@ Test(verify, a_flipped_bit_of_the_log_is_named)
     fill(&store, 30);
     harness_close(&store, false);
     char slot[256];
-    int number = 1;
+    int number = 0;
     do {
         cr_assert_lt(number, 5);
-        snprintf(slot, sizeof slot, "%s/wal/slot-%07d", path, number++);
+        snprintf(slot, sizeof slot, "%s/wal/slot-%04d", path, number++);
     } while (find_in(slot, "find-me-in-the-log", true) < 0);
     flip(slot, find_in(slot, "find-me-in-the-log", true) + 3);
     cr_assert_eq(verify(path, &findings), ERR_CORRUPT);
