@@ -7,7 +7,8 @@
  * request, with the "<N>" priority prefix when stderr is the journal (JOURNAL_STREAM). A
  * line is one write(2). Repeats of one place beyond 10 a second are counted, not written. Never
  * pass values or secrets; text from clients is escaped here. Thread-safe. */
-enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
+/* LOG_NONE is for logger_setup() alone: nothing is written. */
+enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_NONE };
 
 void logger_setup(enum log_level least, bool json);
 /* `message` is a fixed sentence; `format` gives the key=value details, "" for none. */

@@ -20,8 +20,8 @@
  * count from 1 with the next one, so a workload can be run once to count and then once for every N.
  *
  * After a cut every call answers ERR_IO, and writes in flight end with ERR_IO at the next poll(), so
- * that owners can be torn down; then sim_disk_restart() makes the disk usable again. Files opened
- * before are closed by that. sim_disk_kill() instead models the death of the process alone: what was
+ * that owners can be torn down; only then may sim_disk_restart() make the disk usable again, which
+ * closes every file still open. sim_disk_kill() instead models the death of the process alone: what was
  * written stays visible, still unsynced. */
 
 struct sim_disk;

@@ -510,7 +510,7 @@ static enum err conclude(struct recovery *r, enum err err, struct recovered *out
         out->prev_sequence = r->chain[r->end_index]->header.sequence;
         out->prev_offset = r->end_offset;
     }
-    r->report->last = out->end;
+    r->report->recovered = r->report->last = out->end;
     r->report->slots = (uint32_t)r->count;
     r->report->torn_tail = err == OK && r->looks_torn;
     if (err == OK) {

@@ -70,7 +70,8 @@ struct wal_config {
 struct wal_recovery {
     uint64_t records;
     uint64_t bytes;
-    lsn_t last;
+    lsn_t recovered; /* where the log ended */
+    lsn_t last;      /* now: the MARK that opens the new segment included */
     uint32_t slots;
     bool torn_tail;
     char detail[256];

@@ -614,9 +614,8 @@ static void walk_pending(void *ctx, const struct pending_entry *entry)
     struct walk *walk = ctx;
     if (walk->stopped || entry->effect.kind != EFFECT_PUT) return;
     struct value value;
-    /* what the committed state has was visited there */
-    if (!pending_cleared(&walk->node->pending, walk->bucket) &&
-        get_raw(walk->node, NODE_COMMITTED, entry->effect.range, walk->bucket, entry->effect.key,
+    /* what the committed state has was visited there, with its pending value */
+    if (get_raw(walk->node, NODE_COMMITTED, entry->effect.range, walk->bucket, entry->effect.key,
             &value) == OK)
         return;
     value = pending_value(entry);
