@@ -23,6 +23,8 @@
 
 enum { SCAN_WINDOW = 2 << 20 };
 
+/* Marks the number of a slot that was being made. */
+#define HALF_MADE (1u << 31)
 #define BOTTOM_STORE UINT32_MAX
 
 struct segment {
@@ -86,8 +88,7 @@ static void each_name(void *ctx, const char *name)
     unsigned long number = strtoul(name + 5, &rest, 10);
     if (rest - name < 9 || number > 9999999) return;
     if (*rest != 0 && strcmp(rest, ".new") != 0) return;
-    /* Half-made slots are marked by the top bit. */
-    uint32_t entry = (uint32_t)number | (*rest != 0 ? 1u << 31 : 0);
+    uint32_t entry = (uint32_t)number | (*rest != 0 ? HALF_MADE : 0);
     if (r->number_count == r->number_capacity) {
         size_t capacity = r->number_capacity == 0 ? 64 : r->number_capacity * 2;
         uint32_t *numbers = realloc(r->numbers, capacity * sizeof *numbers);
@@ -183,7 +184,7 @@ static enum err load(struct recovery *r)
     r->chain = calloc(r->number_count + 1, sizeof *r->chain);
     if (r->segments == NULL || r->chain == NULL) return ERR_NOMEM;
     for (size_t i = 0; i < r->number_count; i++) {
-        uint32_t number = r->numbers[i] & ~(1u << 31);
+        uint32_t number = r->numbers[i] & ~HALF_MADE;
         if (number == r->numbers[i]) {
             TRY(load_slot(r, number));
             continue;
@@ -621,8 +622,12 @@ enum err recovery_run(struct wal *wal, struct wal_recovery *report, struct recov
     if (err == OK) {
         wal->sequence = r.sequence;
         wal->next_number = 0;
-        if (r.number_count > 0) {
-            wal->next_number = (r.numbers[r.number_count - 1] & ~(1u << 31)) + 1;
+        for (size_t i = 0; i < r.number_count; i++) {
+            /* Beyond every slot there is: making one must never replace another. */
+            uint32_t number = r.numbers[i] & ~HALF_MADE;
+            if (number >= wal->next_number) {
+                wal->next_number = number + 1;
+            }
         }
         err = hand_over(&r, wal, out);
     }
