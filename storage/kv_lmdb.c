@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -198,17 +199,22 @@ static bool map_grow(struct kv *kv)
     atomic_store(&kv->grow_waits, false);
     if (!shut) return false;
 
-    int code = mdb_env_set_mapsize(kv->env, size);
-    /* the old map is gone when mapping the new one fails; the old size must work again */
-    if (code != MDB_SUCCESS && mdb_env_set_mapsize(kv->env, info.me_mapsize) != MDB_SUCCESS)
-        log_error("the map of the bottom store is lost", "code=%d", code);
+    /* mdb_env_set_mapsize gives up the old map first, and cannot go back: so ask before whether
+     * there is room for the new one */
+    void *room = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bool grows = room != MAP_FAILED;
+    if (grows) {
+        munmap(room, size);
+        int code = mdb_env_set_mapsize(kv->env, size);
+        ASSERT(code == MDB_SUCCESS);
+    }
 
     pthread_mutex_lock(&kv->lock);
     atomic_store(&kv->active, 0);
     pthread_cond_broadcast(&kv->changed);
     pthread_mutex_unlock(&kv->lock);
-    log_info("the map of the bottom store has grown", "bytes=%zu result=%d", size, code);
-    return code == MDB_SUCCESS;
+    if (grows) log_info("the map of the bottom store has grown", "bytes=%zu", size);
+    return grows;
 }
 
 static enum err lmdb_read_begin(struct kv *kv, struct kv_read **read_out)

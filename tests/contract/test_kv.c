@@ -808,6 +808,59 @@ Test(kv_lmdb, the_map_grows_below_readers_that_come_and_go)
     store_teardown(&store);
 }
 
+/* Address space limits do not work below sanitizers, which reserve terabytes. */
+#if !defined(__SANITIZE_ADDRESS__)
+Test(kv_lmdb, the_map_fits_into_a_limited_address_space)
+{
+    struct store store;
+    store_setup(&store, &kv_lmdb);
+    store.ops->close(store.kv);
+    struct rlimit limit;
+    getrlimit(RLIMIT_AS, &limit);
+    limit.rlim_cur = 1 << 30;
+    setrlimit(RLIMIT_AS, &limit);
+    store_open(&store);
+    struct kv_stats stats;
+    store.ops->stats(store.kv, &stats);
+    cr_assert_leq(stats.map_bytes, 1 << 30);
+    cr_assert_geq(stats.map_bytes, 256 << 20);
+    put_one(&store, 1, key_of(0, "a"), "1", 0);
+    store_reopen(&store);
+    expect_now(&store, 1, key_of(0, "a"), "1");
+    store_teardown(&store);
+}
+
+Test(kv_lmdb, a_map_that_cannot_grow_is_full_and_the_store_as_before)
+{
+    struct store store;
+    store_setup(&store, &kv_lmdb);
+    store.config.map_size = 200 << 20;
+    store_reopen(&store);
+    put_one(&store, 1, key_of(0, "a"), "before", 0);
+    struct rlimit limit;
+    getrlimit(RLIMIT_AS, &limit);
+    limit.rlim_cur = 500 << 20;
+    setrlimit(RLIMIT_AS, &limit);
+    uint8_t *large = calloc(1, 16 << 20);
+    cr_assert_not_null(large);
+    struct value value = {.bytes = bytes_of(large, 16 << 20), .version = 1};
+    struct kv_write *write = begin(&store);
+    put(&store, write, 1, key_of(0, "a"), "after", 0);
+    enum err err = OK;
+    for (unsigned i = 0; i < 20 && err == OK; i++)
+        err = store.ops->put(write, 1, numbered(0, i), &value);
+    cr_assert(err == ERR_FULL || err == ERR_NOMEM);
+    cr_assert_eq(store.ops->commit(write), err, "the transaction is gone");
+    store.ops->abort(write);
+    expect_now(&store, 1, key_of(0, "a"), "before");
+    cr_assert_eq(count(&store, 0), 1);
+    put_one(&store, 1, key_of(0, "a"), "after", 0);
+    expect_now(&store, 1, key_of(0, "a"), "after");
+    free(large);
+    store_teardown(&store);
+}
+#endif
+
 Test(kv_lmdb, a_full_disk_costs_the_transaction_and_nothing_else)
 {
     struct store store;
