@@ -48,9 +48,10 @@ THIRD_PARTY = {
     "curl/curl.h": r"server/client_http\.c",
     "rocksdb/c.h": r"bench/\w*rocksdb\w*\.c",
     "criterion/": r"tests/.*",
+    "hiredis/": r"tests/clients/.*",
 }
 SYSTEM = set(
-    "argp ctype dirent dlfcn errno fcntl ftw inttypes libgen limits linux/falloc linux/fs linux/futex linux/io_uring linux/magic linux/stat locale "
+    "argp semaphore ctype dirent dlfcn errno fcntl ftw inttypes libgen limits linux/falloc linux/fs linux/futex linux/io_uring linux/magic linux/stat locale "
     "malloc math netdb poll pthread sched signal spawn stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib "
     "string strings termios time ucontext unistd cpuid immintrin nmmintrin x86intrin setjmp sysexits getopt "
     "arpa/inet net/if netinet/in netinet/ip netinet/tcp "
@@ -91,6 +92,7 @@ BANNED_ALLOWED = (
     ("fork", r"storage/verify\.c|tests/.*"),  # verify reads damaged pages in a child that may die of it
     ("system", r"tests/.*"),
     ("popen", r"bench/\w+\.c|tests/.*"),
+    ("atoi", r"tests/.*"),
     ("strcpy", r"tests/.*"),
     ("strcat", r"tests/.*"),
 )
