@@ -238,9 +238,10 @@ static enum err lmdb_apply(
     }
     uint64_t start = clock.monotonic_ns(clock.ctx);
     enum err err = OK;
-    for (uint64_t i = 0; i < APPLY_CHUNKS && err == OK; i++)
+    for (uint64_t i = 0; i < APPLY_CHUNKS && err == OK; i++) {
         err = put_run(engine, numbers, distinct * i / APPLY_CHUNKS,
             distinct * (i + 1) / APPLY_CHUNKS, value, 0);
+    }
     *ns_out = clock.monotonic_ns(clock.ctx) - start;
     *puts_out = distinct;
     free(numbers);

@@ -539,9 +539,10 @@ static void *hog_main(void *argument)
 {
     struct hogs *hogs = argument;
     uint64_t state = 1;
-    while (!atomic_load_explicit(&hogs->stop, memory_order_relaxed))
+    while (!atomic_load_explicit(&hogs->stop, memory_order_relaxed)) {
         for (int i = 0; i < 10000; i++)
             state = state * 6364136223846793005u + 1442695040888963407u;
+    }
     return (void *)(uintptr_t)(state & 1); /* used, so that the loop stays */
 }
 

@@ -379,11 +379,12 @@ static void send_rest(struct generator *generator, struct connection *connection
 
 static uint8_t *build_scan(uint8_t *at, const struct slot *slot)
 {
-    at += sprintf((char *)at, "*%u\r\n$4\r\nMGET\r\n", slot->span + 1);
+    at += snprintf((char *)at, SCAN_HEAD_SIZE, "*%u\r\n$4\r\nMGET\r\n", slot->span + 1);
     for (uint32_t i = 0; i < slot->span; i++) {
+        uint8_t *key = at + 5;
         memcpy(at, "$16\r\n", 5);
-        key_write(at + 5, slot->key + i);
-        memcpy(at + 5 + KEY_SIZE, "\r\n", 2);
+        key_write(key, slot->key + i);
+        memcpy(key + KEY_SIZE, "\r\n", 2);
         at += SCAN_KEY_SIZE;
     }
     return at;
@@ -729,9 +730,10 @@ static void run_loop(struct generator *generator)
         }
         if (!issuing && generator->in_flight == 0) return;
         if (now >= crew->end_ns && now - crew->end_ns > DRAIN_NS) {
-            for (uint32_t i = 0; i < generator->in_flight; i++)
+            for (uint32_t i = 0; i < generator->in_flight; i++) {
                 recorder_error(generator->worker->recorder, "no answer",
                     "not answered within 2 s after the end of the run");
+            }
             return;
         }
         if (generator->alive == 0) {
@@ -757,20 +759,23 @@ static bool make_templates(struct generator *generator)
     size_t value_size = options->value_size;
     struct prng content;
     prng_init(&content, generator->worker->crew->mix->seed);
-    generator->set_template = malloc(value_size + 128);
-    generator->expected = malloc(32);
+    enum { EXPECTED_SIZE = 32 };
+    size_t template_size = value_size + 128;
+    generator->set_template = malloc(template_size);
+    generator->expected = malloc(EXPECTED_SIZE);
     if (generator->set_template == NULL || generator->expected == NULL) return false;
-    int head = sprintf((char *)generator->set_template,
+    int head = snprintf((char *)generator->set_template, template_size,
         "*3\r\n$3\r\nSET\r\n$16\r\nkey:000000000000\r\n$%zu\r\n", value_size);
     generator->set_digits = strlen("*3\r\n$3\r\nSET\r\n$16\r\nkey:");
     generator->set_value = (size_t)head;
     value_fill(generator->set_template + head, value_size, &content);
     memcpy(generator->set_template + (size_t)head + value_size, "\r\n", 2);
     generator->set_size = (size_t)head + value_size + 2;
-    generator->get_size = (size_t)sprintf(
-        (char *)generator->get_template, "*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n");
+    generator->get_size = (size_t)snprintf((char *)generator->get_template,
+        sizeof generator->get_template, "*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n");
     generator->get_digits = strlen("*2\r\n$3\r\nGET\r\n$16\r\nkey:");
-    generator->expected_head = (size_t)sprintf((char *)generator->expected, "$%zu\r\n", value_size);
+    generator->expected_head =
+        (size_t)snprintf((char *)generator->expected, EXPECTED_SIZE, "$%zu\r\n", value_size);
     prng_init(
         &generator->values, generator->worker->crew->mix->seed + 77 + generator->worker->index);
 
@@ -790,9 +795,10 @@ static bool make_templates(struct generator *generator)
     if (only == OPERATION_GET || only == OPERATION_SET || only == OPERATION_INSERT) {
         bool get = only == OPERATION_GET;
         size_t size = get ? generator->get_size : generator->set_size;
-        for (uint32_t i = 0; i < options->pipeline; i++)
+        for (uint32_t i = 0; i < options->pipeline; i++) {
             memcpy(generator->scratch + i * size,
                 get ? generator->get_template : generator->set_template, size);
+        }
         generator->prefilled = get ? OPERATION_GET : OPERATION_SET;
     }
     return true;

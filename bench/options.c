@@ -149,7 +149,7 @@ bool options_number(const char *text, uint64_t *number_out)
 static uint64_t number_in(
     struct argp_state *state, const char *name, const char *text, uint64_t least, uint64_t most)
 {
-    uint64_t number;
+    uint64_t number = 0;
     if (!options_number(text, &number) || number < least || number > most) {
         argp_error(state, "--%s wants a number from %llu to %llu, not '%s'", name,
             (unsigned long long)least, (unsigned long long)most, text);

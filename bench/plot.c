@@ -101,8 +101,10 @@ static struct axis time_axis(double low, double high)
 
 static void put_time_rows(struct buffer *out, int top, const struct axis *axis)
 {
-    for (double value = axis->low; value <= axis->high * 1.001; value *= 10) {
+    int decades = (int)lround(log10(axis->high / axis->low));
+    for (int i = 0; i <= decades; i++) {
         char label[32];
+        double value = axis->low * pow(10, i);
         report_time((uint64_t)(value + 0.5), label, sizeof label);
         put_row_line(out, top, place(axis, value), label);
     }

@@ -52,9 +52,9 @@ static void join_intervals(struct recorder *recorder)
     uint32_t joined = (recorder->interval_count + 1) / 2;
     for (uint32_t i = 0; i < joined; i++) {
         const struct interval none = {0};
-        const struct interval *one = &recorder->intervals[2 * i];
+        const struct interval *one = &recorder->intervals[(size_t)2 * i];
         const struct interval *two =
-            2 * i + 1 < recorder->interval_count ? &recorder->intervals[2 * i + 1] : &none;
+            2 * i + 1 < recorder->interval_count ? &recorder->intervals[(size_t)2 * i + 1] : &none;
         recorder->intervals[i] = (struct interval){
             .operations = one->operations + two->operations,
             .p50_ns = two->p50_ns == 0 ? one->p50_ns : (one->p50_ns + two->p50_ns) / 2,

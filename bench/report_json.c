@@ -30,9 +30,10 @@ static void put_latency(struct buffer *out, const struct histogram *histogram)
     } points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99_9", 0.999}, {"p99_99", 0.9999}};
     buffer_printf(out, "{\"count\":%" PRIu64 ",\"min\":%" PRIu64 ",\"mean\":%.1f", histogram->count,
         histogram->min, histogram_mean(histogram));
-    for (size_t i = 0; i < sizeof points / sizeof points[0]; i++)
+    for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
         buffer_printf(out, ",\"%s\":%" PRIu64, points[i].name,
             histogram_quantile(histogram, points[i].quantile));
+    }
     buffer_printf(out, ",\"max\":%" PRIu64 "}", histogram->max);
 }
 

@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
 #include <jansson.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -116,6 +117,8 @@ static void *accept_all(void *argument)
     for (;;) {
         int fd = accept(fake->listener, NULL, NULL);
         if (fd < 0 || fake->count == CONNECTIONS) return NULL;
+        int on = 1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         struct visit *visit = malloc(sizeof *visit);
         *visit = (struct visit){.fake = fake, .fd = fd};
         fake->fds[fake->count] = fd;
