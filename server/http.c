@@ -20,11 +20,11 @@
 #include <microhttpd.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/check.h"
 #include "base/logger.h"
+#include "server/command.h"
 #include "server/http_backup.h"
 #include "server/http_gate.h"
 #include "server/http_parse.h"
@@ -38,7 +38,6 @@ enum {
     BACKUPS_MAX = 2,
     ADMISSION_MS = 2000, /* the request deadline */
     LIBRARY_MEMORY = 64 << 10,
-    BUCKETS_NAMED_FROM = NODE_BUCKETS_NUMBERED,
 };
 #define TTL_MS_MAX (UINT64_C(100) * 365 * 86400 * 1000)
 #define MILLISECOND UINT64_C(1000000)
@@ -694,6 +693,7 @@ static bool evaluate_write(struct request *request, int64_t expires_ms)
         if (node_delete(node, request->bucket, key)) return true;
     } else {
         struct bytes body = buffer_view(&request->body);
+        transaction_touch(request->http->server, request->bucket, key);
         uint8_t *at = node_put(node, request->bucket, key, body.size, expires_ms);
         request->outcome = (struct outcome){.status = err == ERR_NOT_FOUND ? 201 : 204};
         if (at != NULL) {

@@ -512,7 +512,8 @@ static void human(char *target, size_t size, uint64_t bytes)
 static int port_of(const char *address)
 {
     const char *colon = strrchr(address, ':');
-    return colon == NULL ? 0 : atoi(colon + 1);
+    uint64_t port;
+    return colon != NULL && http_decimal(bytes_of_text(colon + 1), 65535, &port) ? (int)port : 0;
 }
 
 static void info_server(struct writer *writer, struct server *server, const struct sample *sample)

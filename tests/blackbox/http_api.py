@@ -275,6 +275,34 @@ def test_a_client_that_leaves_does_no_harm():
         check(node.term() == 0)
 
 
+def test_writes_faster_than_the_checkpoint_wait_and_succeed():
+    with Node(args=["--memory", "16MiB"]) as node:
+        statuses, failures = set(), []
+
+        def write(number):
+            try:
+                connection = node.http_connection()
+                for count in range(40):
+                    connection.request("PUT", "/kv/wide%d-%d" % (number, count), b"%d" % number * 300_000)
+                    response = connection.getresponse()
+                    response.read()
+                    statuses.add(response.status)
+                connection.close()
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check(failures == [] and statuses == {201}, failures, statuses)
+        for number in range(8):
+            check(node.http("GET", "/kv/wide%d-39" % number)[2] == b"%d" % number * 300_000)
+        buffers = [line for line in node.http("GET", "/metrics")[2].decode().splitlines() if line.startswith("duramen_client_buffers_bytes ")]
+        check(int(buffers[0].split()[1]) < 1 << 20, "memory of finished requests is still counted:", buffers)
+
+
 def test_sigterm_answers_what_it_has_taken():
     for _ in range(5):
         with Node() as node:
