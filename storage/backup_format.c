@@ -52,6 +52,7 @@ enum err backup_header_decode(
     if (header.name[sizeof header.name - 1] != 0) return ERR_CORRUPT;
     if (load_u32(at + 12) != BACKUP_HEADER_SIZE) return ERR_CORRUPT;
     if (header.ranges == 0 || header.ranges >= UINT16_MAX) return ERR_CORRUPT;
+    if (header.start_lsn >= BACKUP_LSN_END) return ERR_CORRUPT;
     *header_out = header;
     return OK;
 }
@@ -75,7 +76,7 @@ enum err backup_footer_decode(struct bytes raw, struct backup_footer *footer_out
         .bytes = load_u64(raw.at + 24),
         .end_lsn = load_u64(raw.at + 32),
     };
-    return OK;
+    return footer_out->end_lsn < BACKUP_LSN_END ? OK : ERR_CORRUPT;
 }
 
 enum err backup_packer_init(struct backup_codec *codec, const uint8_t header[BACKUP_HEADER_SIZE])
@@ -269,6 +270,7 @@ enum err backup_record_next(struct bytes *rest, struct backup_record *record_out
         .type = at[20],
         .payload = bytes_of(at + BACKUP_RECORD_HEAD, payload),
     };
+    if (record_out->lsn >= BACKUP_LSN_END) return ERR_CORRUPT;
     size_t size = BACKUP_RECORD_HEAD + payload;
     *rest = bytes_of(at + size, rest->size - size);
     return OK;

@@ -21,6 +21,9 @@ enum {
     BACKUP_RECORD_HEAD = 24,
 };
 
+/* A value's version has 48 bits in the store. */
+#define BACKUP_LSN_END (UINT64_C(1) << 48)
+
 struct backup_header {
     uint8_t cluster_id[16];
     char name[64];

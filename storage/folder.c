@@ -138,7 +138,8 @@ enum err folder_identity_decode(struct bytes text, struct folder_identity *ident
     value = take_line(&rest, "name", &size);
     if (value == NULL || size >= sizeof identity.name) return ERR_CORRUPT;
     memcpy(identity.name, value, size);
-    if (!folder_name_valid(identity.name)) return ERR_CORRUPT;
+    if (strnlen(identity.name, size) != size || !folder_name_valid(identity.name))
+        return ERR_CORRUPT;
     value = take_line(&rest, "ranges", &size);
     if (value == NULL || !to_number(value, size, UINT16_MAX - 1, &number) || number == 0)
         return ERR_CORRUPT;
