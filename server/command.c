@@ -204,6 +204,7 @@ static void refuse_no_room(struct call *call)
 
 uint8_t *call_put_begin(struct call *call, struct bytes key, size_t size, int64_t expires_ms)
 {
+    transaction_touch(call->server, call->bucket, key);
     uint8_t *at = node_put(call->node, call->bucket, key, size, expires_ms);
     if (at == NULL) refuse_no_room(call);
     return at;
@@ -401,6 +402,10 @@ void commands_close(struct server *server)
     struct command_state *state = server->commands;
     slowlog_reset(server);
     if (state == NULL) return;
+    for (uint32_t i = 0; i < WATCH_CHAINS; i++) {
+        for (struct watch *watch = state->watches[i]; watch != NULL; watch = watch->chain)
+            watch->at = NULL;
+    }
     for (uint32_t i = 1; i <= state->cursor_count; i++)
         free(state->cursors[i].key);
     free(state->cursors);

@@ -99,6 +99,8 @@ bool transaction_queue(struct session *session, const struct command *command, u
     const struct bytes *argv);
 /* Leaves MULTI: drops the queue and the watched keys. Also for closing sessions and RESET. */
 void transaction_discard(struct session *session);
+/* Whoever writes a key other than through call_put() says so: WATCH of absent keys depends on it. */
+void transaction_touch(struct server *server, uint16_t bucket, struct bytes key);
 /* For closing sessions and RESET (server/command_connection.c): back to how a new connection is. */
 void connection_reset(struct session *session);
 

@@ -24,6 +24,18 @@ struct cursor {
     uint8_t *key;
 };
 
+/* A watched key. One that was absent has no version to compare, so it is kept in a table by key, and whoever
+ * writes it marks it: it may be gone again by EXEC, after the client has read it. */
+struct watch {
+    struct watched_key base; /* first: the session links these */
+    uint64_t hash;
+    bool touched;
+    struct watch *chain;
+    struct watch **at; /* what points to this one in the table; NULL: not in it */
+};
+
+enum { WATCH_CHAINS = 4096 };
+
 /* What commands keep in the server between calls. */
 struct command_state {
     struct cursor *cursors; /* CURSOR_COUNT_MAX + 1; number 0 means none */
@@ -32,6 +44,8 @@ struct command_state {
     uint32_t newest, oldest;
     uint64_t hash_seed;
     struct prng random; /* RANDOMKEY */
+    struct watch *watches[WATCH_CHAINS];
+    uint32_t watch_count;
 };
 
 /* NULL: no memory. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/hash.h"
 
 /* MULTI, EXEC, DISCARD, WATCH, UNWATCH.
  *
@@ -10,10 +11,11 @@
  * node transaction that the dispatcher has begun for it, so they become one log record: all or nothing, also over a
  * power cut.
  *
- * WATCH remembers the version of each key (the LSN of the record that wrote it; 0: absent or expired).
- * EXEC compares with what it would read itself, the pending view. Nothing else runs in between, so
- * equal versions mean that nobody wrote the key since WATCH. A key that was absent, was created and is absent again
- * counts as unchanged. */
+ * WATCH remembers the version of each key (the LSN of the record that wrote it). EXEC compares with what it would
+ * read itself, the pending view. Nothing else runs in between, so equal versions mean that nobody wrote
+ * the key since WATCH. An absent key has no version, and to be absent again is not to be unchanged: the
+ * client may have read it in between. So absent keys (and those that had expired) are entered in a table, and every
+ * put marks those of its key. */
 
 bool transaction_queue(
     struct session *session, const struct command *command, uint32_t argc, const struct bytes *argv)
@@ -53,13 +55,58 @@ static void free_queue(struct queued_command *queued)
     }
 }
 
+static uint64_t watch_hash(const struct command_state *state, uint16_t bucket, struct bytes key)
+{
+    return hash64(state->hash_seed + bucket, key);
+}
+
+static void watch_enter(
+    struct command_state *state, struct watch *watch, uint16_t bucket, struct bytes key)
+{
+    watch->hash = watch_hash(state, bucket, key);
+    watch->at = &state->watches[watch->hash % WATCH_CHAINS];
+    watch->chain = *watch->at;
+    if (watch->chain != NULL) watch->chain->at = &watch->chain;
+    *watch->at = watch;
+    state->watch_count++;
+}
+
+static void watch_leave(struct command_state *state, struct watch *watch)
+{
+    if (watch->at == NULL) return;
+    ASSERT(state != NULL && state->watch_count > 0);
+    *watch->at = watch->chain;
+    if (watch->chain != NULL) watch->chain->at = watch->at;
+    state->watch_count--;
+}
+
+void transaction_touch(struct server *server, uint16_t bucket, struct bytes key)
+{
+    struct command_state *state = server->commands;
+    if (state == NULL || state->watch_count == 0) return;
+    uint64_t hash = watch_hash(state, bucket, key);
+    struct watch *watch = state->watches[hash % WATCH_CHAINS];
+    for (; watch != NULL; watch = watch->chain) {
+        if (watch->hash == hash && watch->base.bucket == bucket &&
+            bytes_equal(buffer_view(&watch->base.key), key)) {
+            watch->touched = true;
+        }
+    }
+}
+
+static struct watch *watch_of(struct watched_key *watched)
+{
+    return (struct watch *)(void *)watched;
+}
+
 static void unwatch(struct session *session)
 {
     while (session->watched != NULL) {
-        struct watched_key *watched = session->watched;
-        session->watched = watched->next;
-        buffer_deinit(&watched->key);
-        free(watched);
+        struct watch *watch = watch_of(session->watched);
+        session->watched = watch->base.next;
+        watch_leave(session->server->commands, watch);
+        buffer_deinit(&watch->base.key);
+        free(watch);
     }
 }
 
@@ -110,16 +157,18 @@ static bool watch_key(struct call *call, struct bytes key)
         if (other->bucket == call->bucket && bytes_equal(buffer_view(&other->key), key))
             return true;
     }
-    struct watched_key *watched = calloc(1, sizeof *watched);
-    if (watched == NULL) return false;
-    if (buffer_append(&watched->key, key.at, key.size) != OK) {
-        free(watched);
+    struct command_state *state = commands_state(call->server);
+    struct watch *watch = state == NULL ? NULL : calloc(1, sizeof *watch);
+    if (watch == NULL) return false;
+    if (buffer_append(&watch->base.key, key.at, key.size) != OK) {
+        free(watch);
         return false;
     }
-    watched->bucket = call->bucket;
-    watched->version = version_of(call, call->bucket, key);
-    watched->next = session->watched;
-    session->watched = watched;
+    watch->base.bucket = call->bucket;
+    watch->base.version = version_of(call, call->bucket, key);
+    watch->base.next = session->watched;
+    session->watched = &watch->base;
+    if (watch->base.version == 0) watch_enter(state, watch, call->bucket, key);
     return true;
 }
 
@@ -149,7 +198,7 @@ static bool watched_changed(struct call *call)
     for (struct watched_key *key = call->session->watched; key != NULL; key = key->next) {
         uint64_t version = version_of(call, key->bucket, buffer_view(&key->key));
         if (PLANTED_BUG(14) && version == 0) continue;
-        if (version != key->version) return true;
+        if (version != key->version || watch_of(key)->touched) return true;
     }
     return false;
 }
@@ -181,6 +230,7 @@ static void run_exec(struct call *call)
     transaction_discard(session);
 
     size_t mark = reply_mark(call);
+    uint16_t bucket = session->bucket;
     resp_array(call->out, count);
     for (struct queued_command *queued = queue; queued != NULL; queued = queued->next) {
         struct call one = {.server = call->server,
@@ -199,6 +249,7 @@ static void run_exec(struct call *call)
         if (one.abort) {
             /* half a transaction is none: the dispatcher drops what the others did */
             call->abort = true;
+            session->bucket = bucket; /* a bucket made by SELECT goes with the rest */
             reply_back(call, mark);
             resp_error(call->out,
                 "EXECABORT Transaction discarded: it is larger than one log record "
