@@ -95,6 +95,21 @@ void sim_client_read(struct sim_client *client, struct node *node)
     }
 }
 
+bool sim_client_agrees(struct sim_client *client, struct node *node)
+{
+    struct sim_client quiet = *client;
+    struct sim_counts counts = {0};
+    char detail[8];
+    quiet.counts = &counts;
+    quiet.detail = detail;
+    quiet.detail_size = sizeof detail;
+    for (int bucket = 0; bucket < MODEL_BUCKETS; bucket++) {
+        for (uint8_t key = 0; key < MODEL_KEYS; key++)
+            check_key(&quiet, node, NODE_COMMITTED, bucket, key);
+    }
+    return !quiet.violated;
+}
+
 struct visit {
     struct sim_client *client;
     struct node *node;

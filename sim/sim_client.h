@@ -27,6 +27,8 @@ void sim_client_write(struct sim_client *client, struct node *node);
 void sim_client_read(struct sim_client *client, struct node *node);
 /* Compares everything: each key, walks, pages, counts. Only when nothing is pending. */
 void sim_client_check_all(struct sim_client *client, struct node *node);
+/* True if every key is what the model's committed state says; finds nothing wrong. */
+bool sim_client_agrees(struct sim_client *client, struct node *node);
 /* Makes the buckets the clients use. */
 void sim_client_begin(struct sim_client *client, struct node *node);
 void sim_violation(struct sim_client *client, const char *format, ...)

@@ -72,7 +72,8 @@ struct world {
     struct io io;
     struct node *node;
     struct sim_client client;
-    bool refused;        /* damage was found at the start, and said so */
+    unsigned failed_starts; /* since the last one that served */
+    bool refused; /* damage was found at the start, and said so */
     bool faults_planned; /* an error may come from what was injected */
     uint64_t full_until; /* step at which the disk has room again */
     uint64_t step;
@@ -96,7 +97,9 @@ static void on_committed(void *ctx, ticket_t committed)
     sim_trace(&world->client, 3, committed);
 }
 
-/* what was acknowledged must have been found; what was not found never happened */
+/* What was acknowledged must have been found; what was not found never happened. If starts failed before
+ * this one, LSNs behind what they found may belong to the marks of their segments, not to our
+ * transactions: then the content says how far the log went. */
 static void take_recovered(struct world *world, uint64_t recovered)
 {
     struct model *model = &world->client.model;
@@ -104,6 +107,13 @@ static void take_recovered(struct world *world, uint64_t recovered)
     if (recovered < model->acknowledged)
         sim_violation(&world->client, "acknowledged up to %llu, but only %llu survived",
             (unsigned long long)model->acknowledged, (unsigned long long)recovered);
+    if (world->failed_starts > 0) {
+        while (model->first != NULL && model->first->ticket <= recovered &&
+            !sim_client_agrees(&world->client, world->node))
+            model_commit(model, model->first->ticket);
+        recovered = model->acknowledged;
+    }
+    world->failed_starts = 0;
     model_recover(model, recovered);
 }
 
@@ -127,10 +137,9 @@ static enum err open_node(struct world *world)
     };
     struct engine_report report;
     enum err err = node_open(&config, &report, &world->node);
-    /* even if opening failed later on: the LSNs behind the recovered end may be in use again */
-    if (err == OK || report.log.recovered > 0) take_recovered(world, report.log.recovered);
     if (err != OK) {
         world->node = NULL;
+        world->failed_starts++;
         sim_trace(&world->client, 4, (uint64_t)(int64_t)err);
         /* refusing to start is a definite answer to damage */
         world->refused = err == ERR_CORRUPT && world->client.damage_expected;
@@ -139,6 +148,8 @@ static enum err open_node(struct world *world)
         return err;
     }
     world->result->counts.torn += report.log.torn_tail ? 1 : 0;
+    node_turn_begin(world->node);
+    take_recovered(world, report.log.recovered);
     return OK;
 }
 
@@ -177,6 +188,7 @@ static void restart(struct world *world, bool power)
         if (err == OK) {
             node_close(world->node, false);
             world->node = NULL;
+            world->failed_starts++;
         }
         if (world->client.violated || world->refused) return;
         if (!sim_disk_is_cut(world->disk)) sim_disk_cut(world->disk);
