@@ -7,8 +7,9 @@
 #include "storage/effect.h"
 #include "storage/memtable.h"
 
-/* The bytes of a backup file (docs/formats/backup.md): a header, blocks, a footer block. Pure: no files, no clock. Decoding treats
- * every byte as hostile: sizes are bounded before anything is allocated or read. */
+/* The bytes of a backup file (docs/formats/backup.md): a header, blocks, a footer block. Pure:
+ * no files, no clock. Decoding treats every byte as hostile: sizes are bounded before anything
+ * is allocated or read. */
 
 enum {
     BACKUP_FORMAT = 1,
@@ -106,8 +107,9 @@ struct backup_record {
 };
 enum err backup_record_append(struct buffer *raw, const struct backup_record *record) MUST_CHECK;
 enum err backup_record_next(struct bytes *rest, struct backup_record *record_out) MUST_CHECK;
-/* The effects of a record's payload, one by one: *rest starts as the payload, *begun false. Checks what effect_next() leaves to
- * its caller: ids of ranges, sizes. ERR_NOT_FOUND at the end. */
+/* The effects of a record's payload, one by one: *rest starts as the payload, *begun false.
+ * Checks what effect_next() leaves to its caller: ids of ranges, sizes. ERR_NOT_FOUND at the
+ * end. */
 enum err backup_effect_next(
     struct bytes *rest, bool *begun, uint32_t ranges, struct effect *effect_out) MUST_CHECK;
 

@@ -7,14 +7,15 @@
 #include "base/err.h"
 #include "storage/memtable.h"
 
-/* The bottom level: an ordered store of checkpointed state, with one writer and snapshot readers. Two implementations:
- * kv_lmdb.c (the only file that sees lmdb.h) and, in the simulator, sim_kv. One contract suite runs
- * on both.
+/* The bottom level: an ordered store of checkpointed state, with one writer and snapshot
+ * readers. Two implementations: kv_lmdb.c (the only file that sees lmdb.h) and, in the
+ * simulator, sim_kv. One contract suite runs on both.
  *
- * A range is a named database of its own (so it can be dropped and appended to by itself), keyed by
- * u16 bucket big-endian + user key; the stored form of a value is kv_value_*'s, below. How many keys
- * each bucket has is kept exact, in the same transaction. An index by expiry (big-endian expires_ms | u16 range | key) is kept exact beside them.
- * Meta keys hold identity and, per range, the applied index, written in the transaction of the data. */
+ * A range is a named database of its own (so it can be dropped and appended to by itself), keyed
+ * by u16 bucket big-endian + user key; the stored form of a value is kv_value_*'s, below. How
+ * many keys each bucket has is kept exact, in the same transaction. An index by expiry
+ * (big-endian expires_ms | u16 range | key) is kept exact beside them. Meta keys hold identity
+ * and, per range, the applied index, written in the transaction of the data. */
 
 struct kv;
 struct kv_read; /* a read transaction: one consistent snapshot */
@@ -57,8 +58,8 @@ struct kv_ops {
     enum err (*count)(struct kv_read *read, uint16_t bucket, uint64_t *count_out);
     enum err (*meta_get)(struct kv_read *read, const char *name, struct bytes *value_out);
 
-    /* Cursor over one range. seek: first key >= from. next: the one after. ERR_NOT_FOUND at the end;
-     * ERR_CORRUPT fills the key but not the value, and the cursor can go on. */
+    /* Cursor over one range. seek: first key >= from. next: the one after. ERR_NOT_FOUND at the
+     * end; ERR_CORRUPT fills the key but not the value, and the cursor can go on. */
     enum err (*cursor_open)(struct kv_read *read, uint16_t range, void **cursor_out);
     enum err (*cursor_seek)(
         void *cursor, struct bytes from, struct bytes *key_out, struct value *value_out);
@@ -70,11 +71,11 @@ struct kv_ops {
     enum err (*expired)(struct kv_read *read, int64_t from, int64_t until,
         bool (*each)(void *ctx, uint16_t range, struct bytes key, int64_t expires_ms), void *ctx);
 
-    /* The one writer, from begin to commit in one thread. Commit is fully synced; after any error
-     * the transaction is gone and the store is as before (abort() then does nothing, and more
-     * calls on it repeat the error). ERR_FULL: disk or map full (the map is grown when it can be:
-     * then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin after a failed
-     * commit: the store must be reopened before it takes writes again. */
+    /* The one writer, from begin to commit in one thread. Commit is fully synced; after any
+     * error the transaction is gone and the store is as before (abort() then does nothing, and
+     * more calls on it repeat the error). ERR_FULL: disk or map full (the map is grown when it
+     * can be: then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin
+     * after a failed commit: the store must be reopened before it takes writes again. */
     enum err (*write_begin)(struct kv *kv, struct kv_write **write_out);
     enum err (*put)(
         struct kv_write *write, uint16_t range, struct bytes key, const struct value *value);

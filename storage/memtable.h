@@ -7,10 +7,11 @@
 #include "base/err.h"
 
 /* What was written since the last checkpoint, in memory, in key order: one B+tree per range
- * (fan-out 64; a node keeps the bytes all its keys share once and, per key, the 8 bytes after them,
- * so that a search seldom leaves the node), a hash index over all of them for gets and overwrites
- * (it also is the filter that keeps misses cheap), arena memory freed as a whole. Holds committed state only, one version a key; an overwrite reuses the old place when it
- * fits. Removed keys stay as tombstones. Single owner while active; once sealed it is immutable and
+ * (fan-out 64; a node keeps the bytes all its keys share once and, per key, the 8 bytes after
+ * them, so that a search seldom leaves the node), a hash index over all of them for gets and
+ * overwrites (it also is the filter that keeps misses cheap), arena memory freed as a whole.
+ * Holds committed state only, one version a key; an overwrite reuses the old place when it fits.
+ * Removed keys stay as tombstones. Single owner while active; once sealed it is immutable and
  * may be read by any thread. */
 
 struct memtable;
@@ -33,12 +34,13 @@ struct memtable_entry {
 /* `ranges`: highest range id + 1. NULL: no memory. */
 struct memtable *memtable_new(uint32_t ranges, uint64_t hash_seed);
 void memtable_free(struct memtable *memtable);
-/* Empties it for the next use: as new, but up to `keep` bytes of its arena stay mapped and touched.
- * Getting memory from the kernel is half the cost of an insertion: an owner that rotates two memtables
- * reuses the one whose checkpoint is done. */
+/* Empties it for the next use: as new, but up to `keep` bytes of its arena stay mapped and
+ * touched. Getting memory from the kernel is half the cost of an insertion: an owner that
+ * rotates two memtables reuses the one whose checkpoint is done. */
 void memtable_reset(struct memtable *memtable, size_t keep);
 
-/* Inserts or replaces; copies key and value. `key` is bucket-prefixed as in memtable_entry. ERR_NOMEM leaves it unchanged. */
+/* Inserts or replaces; copies key and value. `key` is bucket-prefixed as in memtable_entry.
+ * ERR_NOMEM leaves it unchanged. */
 enum err memtable_put(struct memtable *memtable, uint16_t range, struct bytes key,
     const struct value *value) MUST_CHECK;
 /* Records that the key is gone, whatever older layers say. */
@@ -58,7 +60,8 @@ bool memtable_cleared(const struct memtable *memtable, uint16_t bucket);
 void memtable_each_cleared(const struct memtable *memtable,
     void (*each)(void *ctx, uint16_t bucket, uint64_t version), void *ctx);
 
-/* Memory in use (records and what became garbage of them, nodes, index), and number of entries, tombstones included. */
+/* Memory in use (records and what became garbage of them, nodes, index), and number of entries,
+ * tombstones included. */
 size_t memtable_bytes(const struct memtable *memtable);
 uint64_t memtable_count(const struct memtable *memtable);
 uint64_t memtable_range_count(const struct memtable *memtable, uint16_t range);
