@@ -152,9 +152,9 @@ static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
         memtable_cursor_next(&cursor);
     while (memtable_cursor_get(&cursor, &entry)) {
         if (step->weight >= checkpoint->config.chunk_puts) return OK;
-        if (entry.tombstone) {
+        if (entry.tombstone && !PLANTED_BUG(21)) {
             TRY(ops->del(step->write, entry.range, entry.key));
-        } else {
+        } else if (!entry.tombstone) {
             TRY(ops->put(step->write, entry.range, entry.key, &entry.value));
         }
         step->entries++;
@@ -177,6 +177,8 @@ static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
 static enum err step_fill(struct checkpoint *checkpoint, struct step *step)
 {
     const struct kv_ops *ops = checkpoint->config.ops;
+    if (PLANTED_BUG(20)) TRY(put_number(ops, step->write, META_APPLIED, checkpoint->job.lsn));
+    if (PLANTED_BUG(24)) step->cleared_done = checkpoint->cleared_count;
     if (step->cleared_done < checkpoint->cleared_count) TRY(step_clear(checkpoint, step));
     if (step->cleared_done < checkpoint->cleared_count) return OK;
     while (step->range < checkpoint->config.ranges && step->weight < checkpoint->config.chunk_puts)

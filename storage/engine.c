@@ -437,6 +437,7 @@ static enum err apply_effect(struct engine *engine, const struct effect *effect,
 {
     struct memtable *memtable = engine->active.memtable;
     if (effect->range > engine->config.ranges) return ERR_CORRUPT;
+    if (effect->kind == EFFECT_CLEAR_BUCKET && PLANTED_BUG(25) && engine->wal == NULL) return OK;
     if (effect->kind == EFFECT_CLEAR_BUCKET)
         return memtable_clear_bucket(memtable, effect->bucket, lsn);
 
@@ -735,7 +736,7 @@ uint64_t engine_count(struct engine *engine, uint16_t bucket)
         &engine->checkpoint, renew_for_count, engine, &merged.range, merged.key, &merged.key_size);
     bool cleared = memtable_cleared(engine->active.memtable, bucket);
     int64_t count = layer_count(engine, &engine->active, bucket, cleared, NULL);
-    if (!cleared && engine->sealed.memtable != NULL) {
+    if (!cleared && engine->sealed.memtable != NULL && !PLANTED_BUG(22)) {
         cleared = memtable_cleared(engine->sealed.memtable, bucket);
         count += layer_count(engine, &engine->sealed, bucket, cleared, &merged);
     }

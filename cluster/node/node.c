@@ -271,7 +271,7 @@ static struct value pending_value(const struct pending_entry *entry)
 static enum err get_raw(struct node *node, enum node_view view, uint16_t range, uint16_t bucket,
     struct bytes key, struct value *value_out)
 {
-    if (view == NODE_PENDING) {
+    if (view == NODE_PENDING && !PLANTED_BUG(23)) {
         const struct pending_entry *entry;
         switch (pending_find(&node->pending, range, bucket, key, &entry)) {
         case PENDING_VALUE:
@@ -289,7 +289,7 @@ static enum err get_raw(struct node *node, enum node_view view, uint16_t range, 
 
 static bool has_expired(const struct node *node, const struct value *value)
 {
-    return value->expires_ms != 0 && value->expires_ms <= node->now_ms;
+    return value->expires_ms != 0 && value->expires_ms <= node->now_ms && !PLANTED_BUG(26);
 }
 
 enum err node_get(struct node *node, enum node_view view, uint16_t bucket, struct bytes key,
@@ -788,9 +788,13 @@ void node_tick(struct node *node)
     if (node->failed) return;
     engine_tick(node->engine);
     node_turn_begin(node);
-    if (node_admit(node, (size_t)EXPIRED_PER_TICK * (KEY_SIZE_MAX + EFFECT_HEADER)) != OK) return;
+    /* all deletions of a tick are one record */
+    size_t each = effect_size(KEY_SIZE_MAX, 0);
+    size_t fit = wal_record_size_max(engine_wal(node->engine)) / 2 / each;
+    uint32_t limit = fit < EXPIRED_PER_TICK ? (uint32_t)fit : EXPIRED_PER_TICK;
+    if (limit == 0 || node_admit(node, limit * each) != OK) return;
     node_txn_begin(node);
-    engine_expired(node->engine, node->now_ms, EXPIRED_PER_TICK, remove_expired, node);
+    engine_expired(node->engine, node->now_ms, limit, remove_expired, node);
     node_txn_commit(node);
 }
 
