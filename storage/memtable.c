@@ -876,7 +876,7 @@ bool memtable_cursor_get(const struct memtable_cursor *cursor, struct memtable_e
 
 void memtable_cursor_next(struct memtable_cursor *cursor)
 {
-    enum { AHEAD = 8 };
+    enum { AHEAD = 16 };
     const struct node *leaf = cursor->leaf;
     if (leaf == NULL) return;
     /* records lie in the order of their arrival: every one is a cache miss if not asked for early */
