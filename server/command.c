@@ -79,7 +79,7 @@ static const struct command *find_folded(const char *name, size_t size)
     uint32_t slot = slot_of(name, size);
     while (command_index.slots[slot] != 0) {
         const struct command *command = &command_index.commands[command_index.slots[slot] - 1];
-        if (memcmp(command->name, name, size) == 0 && command->name[size] == 0) return command;
+        if (strncmp(command->name, name, size) == 0 && command->name[size] == 0) return command;
         slot = (slot + 1) % SLOTS;
     }
     return NULL;
