@@ -53,7 +53,7 @@ static const struct cli_command commands[] = {
 #ifdef DURAMEN_SIM
     {.name = "sim",
         .summary = "run the deterministic simulator",
-        .flags = "--seed --nodes --ticks --scenario",
+        .flags = "--seed --runs --nodes --ticks --scenario --verbose",
         .run = sim_main},
 #endif
     {.name = "passwd",

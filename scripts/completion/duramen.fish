@@ -74,6 +74,14 @@ complete -c duramen -n '__fish_seen_subcommand_from bench' -l load
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l json
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l plot
 complete -c duramen -n '__fish_seen_subcommand_from bench' -l help -d 'tells the flags'
+complete -c duramen -n __fish_use_subcommand -f -a sim -d 'run the deterministic simulator'
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l seed
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l runs
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l nodes
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l ticks
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l scenario
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l verbose
+complete -c duramen -n '__fish_seen_subcommand_from sim' -l help -d 'tells the flags'
 complete -c duramen -n __fish_use_subcommand -f -a passwd -d 'turn a password into the form that configuration files take'
 complete -c duramen -n '__fish_seen_subcommand_from passwd' -l help -d 'tells the flags'
 complete -c duramen -n __fish_use_subcommand -f -a config -d 'check or list the settings, or show where each came from'
