@@ -92,8 +92,7 @@ enum err disk_probe(const struct disk *disk)
     if (err == OK) {
         err = probe_write(disk, file, memory, memory + DISK_BLOCK);
         disk->close(disk->ctx, file);
-        enum err removed = disk->remove(disk->ctx, "probe.tmp");
-        err = err == OK ? removed : err;
+        (void)!disk->remove(disk->ctx, "probe.tmp"); /* the next probe takes the file as it is */
     }
     free(memory);
     return err;
@@ -120,9 +119,9 @@ enum err disk_open(
         TRY(disk_posix_open(folder, wanted, disk_out));
     }
     enum err err = disk_probe(disk_out);
-    if (err != OK) {
-        disk_posix_close(disk_out);
-    }
+    /* A node must be able to start on a full disk, if only to be emptied. */
+    if (err == OK || err == ERR_FULL) return OK;
+    disk_posix_close(disk_out);
     return err;
 }
 

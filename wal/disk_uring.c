@@ -342,9 +342,10 @@ enum err disk_uring_open(const char *folder, enum log_io mode, struct disk *disk
     disk.poll = uring_poll;
     disk.set_wake = uring_set_wake;
     err = disk_probe(&disk);
-    if (err != OK) {
+    /* On a full disk nothing can be tried; the ring itself works, and starting matters more. */
+    if (err != OK && err != ERR_FULL) {
         disk_uring_close(&disk);
-        return err == ERR_NOMEM || err == ERR_FULL ? err : ERR_UNSUPPORTED;
+        return err == ERR_NOMEM ? err : ERR_UNSUPPORTED;
     }
     *disk_out = disk;
     return OK;

@@ -446,8 +446,7 @@ static void chunk_sum(struct chunk *chunk)
 
 /* Starts a segment in the next spare slot. The header goes into the block in front of the batch
  * that opens it, and with it to the disk. */
-static bool segment_start(
-    struct wal *wal, lsn_t base, const struct recovered *after, uint8_t *block)
+static bool segment_start(struct wal *wal, lsn_t base, uint8_t *block)
 {
     struct slot *slot = slot_list_pop(&wal->spare);
     if (slot == NULL) return false;
@@ -460,11 +459,12 @@ static bool segment_start(
         .wall_ms = wal->io.clock.wall_ms(wal->io.clock.ctx),
     };
     memcpy(header.store_id, wal->config.store_id, 16);
-    if (after != NULL) {
-        header.prev_sequence = after->prev_sequence;
-        header.prev_end_lsn = after->end;
-        header.prev_end_offset = after->prev_offset;
-        header.flags = after->lost ? SEGMENT_CUT : 0;
+    if (wal->starting) {
+        header.prev_sequence = wal->recovered.prev_sequence;
+        header.prev_end_lsn = wal->recovered.end;
+        header.prev_end_offset = wal->recovered.prev_offset;
+        header.flags = wal->recovered.lost ? SEGMENT_CUT : 0;
+        wal->starting = false;
     } else {
         header.prev_sequence = before->sequence;
         header.prev_end_lsn = before->end;
@@ -489,14 +489,14 @@ static bool segment_start(
 }
 
 /* Gives the batch its place, checksums and promise. False: no slot is free for it yet. */
-static bool chunk_place(struct wal *wal, struct chunk *chunk, const struct recovered *after)
+static bool chunk_place(struct wal *wal, struct chunk *chunk)
 {
     uint8_t *batch = chunk_batch(chunk);
     size_t span = round_up(chunk->size, DISK_BLOCK);
     struct slot *slot = wal->used.last;
-    bool fresh = after != NULL || slot->end_offset + span > slot->size;
+    bool fresh = wal->starting || slot->end_offset + span > slot->size;
     if (fresh) {
-        if (!segment_start(wal, chunk->first, after, chunk->memory)) return false;
+        if (!segment_start(wal, chunk->first, chunk->memory)) return false;
         slot = wal->used.last;
         if (wal->plan.slots > 0) {
             wal->plan.slots--;
@@ -590,7 +590,7 @@ static struct chunk *chunk_take(struct wal *wal)
         chunk_close(wal);
     }
     chunk_sum(chunk);
-    if (!chunk_place(wal, chunk, NULL)) return NULL;
+    if (!chunk_place(wal, chunk)) return NULL;
     chunk->sent = true;
     chunk->started_ns = now_ns(wal);
     chunk->op.delay_us = wal->delay_us;
@@ -853,24 +853,20 @@ void wal_stats(const struct wal *wal, struct wal_stats *stats_out)
 /* Opening and closing */
 
 /* Writes the batch that opens the segment of this run: one MARK, durable before anything is served.
- * From here on it is recorded where the log of the run before ended. */
-/* What recovery read may never have reached the platter: a process that died with a write in flight
- * leaves bytes in a cache, which a power cut would still take. They are made durable before anything is
- * built on them. */
-static enum err settle(struct wal *wal)
+ * From here on it is recorded where the log of the run before ended. On a full disk the segment waits for
+ * a slot and then opens with the first batch: until then nothing is written, so nothing is decided. */
+static enum err segment_first(struct wal *wal)
 {
-    if (PLANTED_BUG(27)) return OK;
-    for (const struct slot *slot = wal->used.first; slot != NULL; slot = slot->next)
-        TRY(wal->io.disk.sync(wal->io.disk.ctx, slot->file));
-    return OK;
-}
-
-static enum err segment_first(struct wal *wal, const struct recovered *recovered)
-{
-    TRY(settle(wal));
-    while (wal->spare.count == 0) {
+    wal->starting = true;
+    if (wal->spare.count == 0) {
         struct slot *slot = NULL;
-        TRY(slot_create(&wal->io.disk, wal->next_number, wal->config.slot_size, &slot));
+        enum err err = slot_create(&wal->io.disk, wal->next_number, wal->config.slot_size, &slot);
+        if (err == ERR_FULL && wal->used.count > 0) {
+            slot_made(wal, NULL, err);
+            wal->plan = (struct wal_plan){.offset = wal->config.slot_size};
+            return OK;
+        }
+        TRY(err);
         wal->next_number++;
         slot_list_push(&wal->spare, slot);
     }
@@ -879,7 +875,7 @@ static enum err segment_first(struct wal *wal, const struct recovered *recovered
     chunk_sum(chunk);
     wal->open = NULL;
     wal->unsent = NULL;
-    bool placed = chunk_place(wal, chunk, recovered);
+    bool placed = chunk_place(wal, chunk);
     ASSERT(placed);
     struct disk_op *op = &chunk->op;
     TRY(wal->io.disk.write_durable(wal->io.disk.ctx, op->file, op->offset, op->at, op->size));
@@ -892,7 +888,9 @@ static enum err segment_first(struct wal *wal, const struct recovered *recovered
     wal->durable_sequence = chunk->sequence;
     set(&wal->durable, chunk->first);
     wal->plan = (struct wal_plan){.offset = wal->used.last->end_offset};
-    return OK;
+    if (wal->config.on_replay == NULL) return OK;
+    struct wal_record mark = {.lsn = chunk->first, .type = WAL_RECORD_MARK};
+    return wal->config.on_replay(wal->config.ctx, &mark);
 }
 
 static void wal_free(struct wal *wal)
@@ -957,18 +955,20 @@ enum err wal_open(
     wal->seed = batch_seed(config->store_id);
     wal->chunk_size = slot_size / 2 < CHUNK_SIZE ? (size_t)slot_size / 2 : CHUNK_SIZE;
     wal->chunk_size -= wal->chunk_size % DISK_BLOCK;
-    struct recovered recovered = {0};
-    enum err err = recovery_run(wal, report, &recovered);
+    enum err err = recovery_run(wal, report, &wal->recovered);
     if (err != OK) goto out;
-    wal->next = recovered.base;
+    wal->next = wal->recovered.base;
     wal->last_data = 0;
-    set(&wal->last, recovered.end);
-    set(&wal->durable, recovered.end);
+    wal->reported = wal->recovered.end;
+    wal->flushed = wal->recovered.end;
+    wal->durable_sequence = wal->used.last == NULL ? 0 : wal->used.last->sequence;
+    set(&wal->last, wal->recovered.end);
+    set(&wal->durable, wal->recovered.end);
     set(&wal->trimmed, config->applied);
-    err = segment_first(wal, &recovered);
+    err = segment_first(wal);
     if (err != OK) {
         (void)snprintf(report->detail, sizeof report->detail,
-            "the first write of a new segment failed: %s", err_text(err));
+            "the log cannot start a new segment: %s", err_text(err));
         goto out;
     }
     recycle(wal);
@@ -978,15 +978,14 @@ enum err wal_open(
     }
     maintain(wal);
     report->last = get(&wal->durable);
-    if (wal->config.on_replay != NULL) {
-        struct wal_record mark = {.lsn = report->last, .type = WAL_RECORD_MARK};
-        err = wal->config.on_replay(wal->config.ctx, &mark);
-        if (err != OK) goto out;
-    }
     report->slots = slot_count(wal);
     *wal_out = wal;
     return OK;
 out:
+    if (report->detail[0] == 0) {
+        (void)snprintf(
+            report->detail, sizeof report->detail, "the log cannot be read: %s", err_text(err));
+    }
     wal_free(wal);
     return err;
 }

@@ -57,7 +57,7 @@ struct wal_config {
     bool background; /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
     /* Replay, from wal_open() only, in order of LSN, from applied + 1 on, WAL_RECORD_MARKs included;
-     * the last is the MARK that opening writes. LSNs are consecutive but for one case: where an
+     * the last is the MARK that opening writes (unless the disk is full). LSNs are consecutive but for one case: where an
      * operator accepted a loss the numbers of what was lost are skipped, never given out again. */
     enum err (*on_replay)(void *ctx, const struct wal_record *record);
     /* From wal_poll() or wal_flush_inline(): all records up to lsn are durable. */

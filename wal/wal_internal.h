@@ -100,6 +100,15 @@ struct filler {
     atomic_bool ready; /* a result waits for the owner */
 };
 
+/* What recovery hands to wal_open() beside the lists of slots. */
+struct recovered {
+    lsn_t end; /* last LSN there is */
+    lsn_t base; /* LSN the new segment starts with: end + 1, more after a loss */
+    uint64_t prev_sequence;
+    uint64_t prev_offset;
+    bool lost; /* accepted by the operator */
+};
+
 struct wal {
     struct wal_config config;
     struct io io;
@@ -132,6 +141,8 @@ struct wal {
     uint64_t sequence; /* newest ever seen */
     uint32_t previous_crc; /* of the last batch placed in the current segment */
     struct wal_plan plan;
+    struct recovered recovered; /* what the first segment of this run records of the one before */
+    bool starting; /* that segment is not there yet */
     uint64_t retry_ns; /* no new slot before; 0: none failed */
     bool poisoned;
     struct filler filler;
@@ -200,15 +211,6 @@ struct expect {
 enum err window_batch(struct window *window, uint32_t seed, uint64_t offset,
     const struct expect *expect, struct batch_header *header_out,
     struct bytes *records_out) MUST_CHECK;
-
-/* What recovery hands to wal_open() beside the lists of slots. */
-struct recovered {
-    lsn_t end; /* last LSN there is */
-    lsn_t base; /* LSN the new segment starts with: end + 1, more after a loss */
-    uint64_t prev_sequence;
-    uint64_t prev_offset;
-    bool lost; /* accepted by the operator */
-};
 
 /* Reads the slots, replays, and fills wal->used, spare, sequence and next_number. */
 enum err recovery_run(

@@ -90,10 +90,11 @@ static void recover(struct world *world, uint64_t seed, uint64_t at)
     expect_sound(world, "in the next life", seed, at);
 }
 
-static uint64_t count_operations(uint64_t seed, uint32_t depth)
+static uint64_t count_operations(uint64_t seed, uint32_t depth, uint64_t capacity)
 {
     struct world world;
     world_init(&world, seed, depth);
+    sim_disk_set_capacity(world.sim, capacity);
     cr_assert_eq(script(&world, STEPS), OK);
     expect_sound(&world, "without a crash", seed, 0);
     uint64_t operations = sim_disk_operations(world.sim);
@@ -101,13 +102,14 @@ static uint64_t count_operations(uint64_t seed, uint32_t depth)
     return operations;
 }
 
-static void crash_everywhere(uint64_t seed, uint32_t depth)
+static void crash_everywhere(uint64_t seed, uint32_t depth, uint64_t capacity)
 {
-    uint64_t operations = count_operations(seed, depth);
+    uint64_t operations = count_operations(seed, depth, capacity);
     cr_assert_gt(operations, 30);
     for (uint64_t at = 1; at <= operations; at++) {
         struct world world;
         world_init(&world, seed, depth);
+        sim_disk_set_capacity(world.sim, capacity);
         sim_disk_cut_at(world.sim, at);
         (void)!script(&world, STEPS);
         if (sim_disk_is_cut(world.sim)) {
@@ -120,14 +122,22 @@ static void crash_everywhere(uint64_t seed, uint32_t depth)
 Test(crash, power_cut_at_every_operation)
 {
     for (uint64_t seed = 1; seed <= 12; seed++) {
-        crash_everywhere(seed, 1);
+        crash_everywhere(seed, 1, 0);
     }
 }
 
 Test(crash, power_cut_at_every_operation_with_several_writes_in_flight)
 {
     for (uint64_t seed = 101; seed <= 112; seed++) {
-        crash_everywhere(seed, 3);
+        crash_everywhere(seed, 3, 0);
+    }
+}
+
+/* Three slots and no space for a fourth: opening may have to do without a segment of its own. */
+Test(crash, power_cut_at_every_operation_on_a_full_disk)
+{
+    for (uint64_t seed = 151; seed <= 162; seed++) {
+        crash_everywhere(seed, 1 + (uint32_t)(seed % 2), (uint64_t)3 * WORLD_SLOT + 5000);
     }
 }
 
@@ -155,7 +165,7 @@ Test(crash, the_death_of_the_process_at_random_places)
 
 static void fail_everywhere(uint64_t seed, enum err error, uint64_t count)
 {
-    uint64_t operations = count_operations(seed, 1);
+    uint64_t operations = count_operations(seed, 1, 0);
     for (uint64_t at = 1; at <= operations; at++) {
         struct world world;
         world_init(&world, seed, 1);

@@ -267,6 +267,30 @@ Test(wal, a_full_disk_refuses_writes_until_there_is_space)
     cr_assert_str_empty(world.fault);
 }
 
+Test(wal, a_full_disk_does_not_prevent_opening)
+{
+    open_fresh();
+    sim_disk_set_capacity(world.sim, 3 * WORLD_SLOT);
+    while (world_append(&world, 700)) {
+        cr_assert_eq(world_commit(&world), OK);
+    }
+    for (int again = 0; again < 3; again++) {
+        world_close(&world);
+        cr_assert_eq(world_open(&world), OK, "%s", world.report.detail);
+        cr_assert_str_empty(world.fault);
+        cr_assert_eq(wal_admit(world.wal, 8), ERR_FULL);
+    }
+    sim_disk_set_capacity(world.sim, 0);
+    world.now_ns += 1100000000;
+    append(700);
+    cr_assert_eq(world_commit(&world), OK);
+    append(700);
+    cr_assert_eq(world_commit(&world), OK);
+    world_close(&world);
+    cr_assert_eq(world_open(&world), OK);
+    cr_assert_str_empty(world.fault);
+}
+
 Test(wal, an_idle_log_leaves_one_promise)
 {
     open_fresh();

@@ -135,7 +135,7 @@ enum err world_open(struct world *world)
         world_fault(world, "replay ended at LSN %llu, the report says %llu",
             (unsigned long long)world->replayed, (unsigned long long)world->report.last);
     }
-    if (world->report.last <= world->durable && world->config.accept_loss == 0) {
+    if (world->report.last < world->durable && world->config.accept_loss == 0) {
         world_fault(world, "LSN %llu was durable, the log ends at %llu",
             (unsigned long long)world->durable, (unsigned long long)world->report.last);
     }
