@@ -31,6 +31,8 @@ struct scenario {
 static const struct scenario scenarios[] = {
     {.name = "calm", .expiry = true, .clear = true},
     {.name = "crash", .cut = 5, .kill = 5, .expiry = true, .clear = true},
+    /* what a dead process left in a cache, and then the power goes */
+    {.name = "cache", .cut = 25, .kill = 40, .clear = true},
     {.name = "torn", .cut_within = 10, .clear = true},
     {.name = "eio", .io_error = 8, .cut = 2, .expiry = true},
     {.name = "full", .full = 4, .cut = 2, .clear = true},

@@ -25,7 +25,7 @@ static const struct argp_option flags[] = {
     {"runs", 'r', "N", 0, "Seeds to run, counting up from the first (default 1)", 0},
     {"nodes", 'n', "N", 0, "Nodes; this version simulates 1", 0},
     {"scenario", 'c', "NAME", 0,
-        "calm, crash, torn, eio, full, store, rot, clock or mixed; "
+        "calm, crash, cache, torn, eio, full, store, rot, clock or mixed; "
         "drawn from the seed if absent",
         0},
     {"verbose", 'v', NULL, 0, "Show the node's own log lines", 0},
