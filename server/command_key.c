@@ -266,7 +266,7 @@ static void run_scan(struct call *call)
 
 /* RANDOMKEY: a random range, then a random number of steps into it, at most so many. Ranges hold keys
  * by hash, so each is a fair sample of all; within a very large range the first keys are likelier. */
-enum { RANDOM_STEPS_MAX = 1024 };
+enum { RANDOM_STEPS_MAX = 256 };
 
 struct random_walk {
     struct call *call;
