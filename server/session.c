@@ -433,8 +433,11 @@ void sessions_retry(struct server *server)
     if (list == NULL) return;
     server->session_lists[SESSION_LIST_PAUSED] = NULL;
     list->links[SESSION_LIST_PAUSED].at = &list;
-    while (list != NULL)
-        session_continue(list);
+    while (list != NULL) {
+        struct session *session = list;
+        list_remove(session, SESSION_LIST_PAUSED);
+        session_continue(session);
+    }
 }
 
 /* ---- life ---- */
@@ -599,7 +602,7 @@ static void visit(struct session *session)
     uint64_t left = session->stream.send_left;
     if (left == 0 || left != session->stalled_left) session->stalled_since_ns = server->now_ns;
     session->stalled_left = left;
-    if (server->now_ns - session->stalled_since_ns >= STALLED_MAX_S * second &&
+    if (!PLANTED_BUG(13) && server->now_ns - session->stalled_since_ns >= STALLED_MAX_S * second &&
         (output_crowded(session) || (session->flags & SESSION_CLOSE_AFTER) != 0)) {
         drop_slow_reader(session);
         return;
