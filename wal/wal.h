@@ -8,19 +8,20 @@
 
 /* The write-ahead log of a node: one log for all ranges.
  *
- * Records are appended to an open batch; wal_flush() closes it and writes it as one block-aligned
- * durable write; a batch is never rewritten, and is valid as a whole or not at all. Everything
- * that arrives while one write is in flight goes into the next batch (group commit). Files are fixed-size slots,
- * zero-filled ahead of need and recycled, so that a commit touches no metadata. Format and recovery
- * rules: docs/formats/wal.md.
+ * Records are appended to an open batch; wal_flush() closes it and writes it as one
+ * block-aligned durable write; a batch is never rewritten, and is valid as a whole or not at
+ * all. Everything that arrives while one write is in flight goes into the next batch (group
+ * commit). Files are fixed-size slots, zero-filled ahead of need and recycled, so that a commit
+ * touches no metadata. Format and recovery rules: docs/formats/wal.md.
  *
  * Guarantees: on_durable(lsn) is called only after every byte of every record up to lsn is on
  * stable storage, in order of LSN. wal_open() gives back every record that was ever reported
  * durable and not trimmed, or refuses (ERR_CORRUPT, ERR_GAP): a torn tail is told from damage by
  * the promises in later batches.
  *
- * One thread owns a log; only wal_reader_* and the counters of wal_stats may be used from others.
- * An error of a write or sync poisons the log: wal_poll() returns ERR_POISONED, nothing is retried. */
+ * One thread owns a log; only wal_reader_* and the counters of wal_stats may be used from
+ * others. An error of a write or sync poisons the log: wal_poll() returns ERR_POISONED, nothing
+ * is retried. */
 
 struct wal;
 
@@ -56,9 +57,10 @@ struct wal_config {
     bool fresh; /* a restored store: no slots are expected although applied > 0 */
     bool background; /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
-    /* Replay, from wal_open() only, in order of LSN, from applied + 1 on, WAL_RECORD_MARKs included;
-     * the last is the MARK that opening writes (unless the disk is full). LSNs are consecutive but for one case: where an
-     * operator accepted a loss the numbers of what was lost are skipped, never given out again. */
+    /* Replay, from wal_open() only, in order of LSN, from applied + 1 on, WAL_RECORD_MARKs
+     * included; the last is the MARK that opening writes (unless the disk is full). LSNs are
+     * consecutive but for one case: where an operator accepted a loss the numbers of what was
+     * lost are skipped, never given out again. */
     enum err (*on_replay)(void *ctx, const struct wal_record *record);
     /* From wal_poll() or wal_flush_inline(): all records up to lsn are durable. */
     void (*on_durable)(void *ctx, lsn_t lsn);
@@ -104,21 +106,23 @@ void wal_close(struct wal *wal);
 enum err wal_admit(struct wal *wal, size_t size) MUST_CHECK;
 /* Largest payload of one record: about half a slot. */
 size_t wal_record_size_max(const struct wal *wal);
-/* Adds a record of `size` payload bytes to the open batch and returns where the caller writes them
- * before the next wal_flush(). The bytes stay readable there until wal_release(). NULL: no memory. */
+/* Adds a record of `size` payload bytes to the open batch and returns where the caller writes
+ * them before the next wal_flush(). The bytes stay readable there until wal_release(). NULL: no
+ * memory. */
 void *wal_append(struct wal *wal, uint8_t type, uint64_t group, size_t size, lsn_t *lsn_out);
 /* The LSN the next wal_append() will get. */
 lsn_t wal_next(const struct wal *wal);
 
-/* Sends the open batch off if fewer than `depth` writes are in flight; else it goes by itself from wal_poll()
- * as soon as one is done. delay_us: see struct disk_op. */
+/* Sends the open batch off if fewer than `depth` writes are in flight; else it goes by itself
+ * from wal_poll() as soon as one is done. delay_us: see struct disk_op. */
 void wal_flush(struct wal *wal, uint32_t delay_us);
 /* The same in the caller's thread, returning when durable (on_durable has run); only if nothing is
  * in flight, else it does what wal_flush does. */
 void wal_flush_inline(struct wal *wal);
 /* Reaps finished writes: on_durable() runs. ERR_POISONED once a write failed. */
 enum err wal_poll(struct wal *wal) MUST_CHECK;
-/* Writes a MARK if the newest durable record has no promise on disk yet. Call when idle for 10 ms. */
+/* Writes a MARK if the newest durable record has no promise on disk yet. Call when idle for 10
+ * ms. */
 void wal_idle(struct wal *wal);
 bool wal_in_flight(const struct wal *wal);
 
@@ -141,7 +145,8 @@ enum err wal_reader_open(
     struct wal *wal, lsn_t after, lsn_t upto, struct wal_reader **reader_out) MUST_CHECK;
 /* OK and the next record (valid until the next call), ERR_NOT_FOUND after the last. */
 enum err wal_reader_next(struct wal_reader *reader, struct wal_record *record_out) MUST_CHECK;
-/* Extends the end of what this reader returns; upto must be durable. Owner's thread, between reads. */
+/* Extends the end of what this reader returns; upto must be durable. Owner's thread, between
+ * reads. */
 void wal_reader_extend(struct wal_reader *reader, lsn_t upto);
 void wal_reader_close(struct wal_reader *reader);
 
@@ -151,8 +156,9 @@ enum err wal_verify(const struct wal_config *config, void (*found)(void *ctx, co
     void *ctx, struct wal_recovery *report) MUST_CHECK;
 
 /* Disk back ends. `folder` is created mode 0700 if absent. Each owns its threads; destroy joins.
- * --log-io: auto, dsync (blocking pwritev2 with RWF_DSYNC on a log thread), ring-dsync, ring-link
- * (io_uring), posix (pwrite + fdatasync on a log thread). auto probes with a real write and sync. */
+ * --log-io: auto, dsync (blocking pwritev2 with RWF_DSYNC on a log thread), ring-dsync,
+ * ring-link (io_uring), posix (pwrite + fdatasync on a log thread). auto probes with a real
+ * write and sync. */
 enum log_io { LOG_IO_AUTO, LOG_IO_DSYNC, LOG_IO_RING_DSYNC, LOG_IO_RING_LINK, LOG_IO_POSIX };
 enum err disk_posix_open(const char *folder, enum log_io mode, struct disk *disk_out) MUST_CHECK;
 void disk_posix_close(struct disk *disk);
