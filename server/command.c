@@ -194,19 +194,32 @@ enum err call_get(struct call *call, struct bytes key, struct value *value_out)
     return ERR_CORRUPT;
 }
 
-static void refuse_no_room(struct call *call)
+static void refuse_no_room(struct call *call, enum err err)
 {
     call->abort = true;
-    resp_error(call->out,
-        "OOM no room for this write: it is larger than one log record may be, or "
-        "memory is used up; nothing was changed");
+    call->retry = err == ERR_AGAIN;
+    if (err == ERR_AGAIN) {
+        resp_error(call->out, "TRYAGAIN the store is catching up with writes; nothing was changed");
+    } else if (err == ERR_FULL) {
+        resp_error(call->out, "OOM disk full: writes are refused until there is space again");
+    } else {
+        resp_error(call->out,
+            "OOM no room for this write: it is larger than one log record may be, or memory is "
+            "used "
+            "up; nothing was changed");
+    }
 }
 
 uint8_t *call_put_begin(struct call *call, struct bytes key, size_t size, int64_t expires_ms)
 {
+    /* The dispatcher has asked for room for the arguments. A value may be much larger (COPY, SETRANGE,
+     * EXPIRE of a big one): it is asked for here. */
+    enum { ASKED_FOR = 4096 };
+    enum err err = size <= ASKED_FOR ? OK : node_admit(call->node, size);
+    uint8_t *at = NULL;
     transaction_touch(call->server, call->bucket, key);
-    uint8_t *at = node_put(call->node, call->bucket, key, size, expires_ms);
-    if (at == NULL) refuse_no_room(call);
+    if (err == OK) at = node_put(call->node, call->bucket, key, size, expires_ms);
+    if (at == NULL) refuse_no_room(call, err);
     return at;
 }
 
@@ -221,7 +234,7 @@ bool call_put(struct call *call, struct bytes key, struct bytes value, int64_t e
 bool call_delete(struct call *call, struct bytes key)
 {
     if (node_delete(call->node, call->bucket, key)) return true;
-    refuse_no_room(call);
+    refuse_no_room(call, ERR_TOO_LARGE);
     return false;
 }
 

@@ -16,11 +16,11 @@ enum command_flags {
     COMMAND_READ = 2,
     COMMAND_FAST = 4,
     COMMAND_ADMIN = 8,
-    COMMAND_NO_AUTH = 16,   /* allowed before AUTH */
-    COMMAND_NO_MULTI = 32,  /* refused inside MULTI */
-    COMMAND_IN_MULTI = 64,  /* runs at once inside MULTI instead of being queued */
+    COMMAND_NO_AUTH = 16, /* allowed before AUTH */
+    COMMAND_NO_MULTI = 32, /* refused inside MULTI */
+    COMMAND_IN_MULTI = 64, /* runs at once inside MULTI instead of being queued */
     COMMAND_LOADING = 128,
-    COMMAND_KEYS = 256,     /* has keys, at first_key..last_key by step */
+    COMMAND_KEYS = 256, /* has keys, at first_key..last_key by step */
 };
 
 struct call {
@@ -31,22 +31,23 @@ struct call {
     uint32_t argc;
     const struct bytes *argv;
     struct buffer *out;
-    int version;           /* of RESP */
+    int version; /* of RESP */
     uint16_t bucket;
     enum node_view view;
     bool in_exec;
-    bool read_pending;     /* a pending record may have been read: the reply waits for its ticket */
-    bool abort;            /* a put or delete found no room: the dispatcher aborts the transaction; the
+    bool read_pending; /* a pending record may have been read: the reply waits for its ticket */
+    bool abort; /* a put or delete found no room: the dispatcher aborts the transaction; the
                               command has written its error */
+    bool retry; /* with abort: there will be room soon; run the command again then */
 };
 
 struct command {
-    const char *name;      /* lower case; "client|setname" for subcommands */
-    int arity;             /* as Redis: negative is "at least" */
+    const char *name; /* lower case; "client|setname" for subcommands */
+    int arity; /* as Redis: negative is "at least" */
     uint32_t flags;
     int first_key, last_key, step;
     void (*run)(struct call *call);
-    const char *group;     /* string, generic, transactions, connection, server */
+    const char *group; /* string, generic, transactions, connection, server */
     const char *since;
     const char *complexity;
     const char *summary;
@@ -80,8 +81,7 @@ void reply_wrong_arity(struct call *call);
 
 /* Finds the command that the arguments name, subcommands included ("client|setname"), and checks the
  * number of arguments. NULL: Redis's error for it (unknown command or subcommand, arity) was written. */
-const struct command *command_resolve(
-    uint32_t argc, const struct bytes *argv, struct buffer *out);
+const struct command *command_resolve(uint32_t argc, const struct bytes *argv, struct buffer *out);
 
 /* Runs call->command: the one place that counts, times and (slowlog) remembers it. Used by dispatch()
  * and, for each queued command, by EXEC. Neither begins nor commits. server/dispatch.c. */

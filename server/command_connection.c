@@ -58,12 +58,9 @@ static void run_reset(struct call *call)
 static bool make_bucket(struct call *call, struct bytes name, uint16_t *bucket_out)
 {
     enum { RECORD_SIZE = 512 };
-    enum err err = OK;
-    if (!call->in_exec) {
-        err = node_admit(call->node, RECORD_SIZE);
-        if (err == OK) node_txn_begin(call->node);
-    }
+    enum err err = node_admit(call->node, RECORD_SIZE);
     bool begun = err == OK && !call->in_exec;
+    if (begun) node_txn_begin(call->node);
     if (err == OK) err = node_bucket_make(call->node, name, bucket_out);
     if (begun && err == OK) {
         (void)node_txn_commit(call->node); /* read_pending below makes the reply wait for it */

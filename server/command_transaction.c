@@ -251,9 +251,14 @@ static void run_exec(struct call *call)
             call->abort = true;
             session->bucket = bucket; /* a bucket made by SELECT goes with the rest */
             reply_back(call, mark);
-            resp_error(call->out,
-                "EXECABORT Transaction discarded: it is larger than one log record "
-                "may be, or memory is used up.");
+            if (one.retry) {
+                resp_error(call->out,
+                    "TRYAGAIN the store is catching up with writes; the transaction was discarded");
+            } else {
+                resp_error(call->out,
+                    "EXECABORT Transaction discarded: there is no room for it, or it "
+                    "is larger than one log record may be.");
+            }
             break;
         }
     }

@@ -158,7 +158,14 @@ static bool run_write(struct call *call, size_t before)
     call->view = NODE_PENDING;
     node_txn_begin(node);
     dispatch_run(call);
-    const struct buffer *out = &session->out;
+    struct buffer *out = &session->out;
+    if (call->retry) {
+        /* what it stores is larger than its arguments, and there is no room for that right now */
+        node_txn_abort(node);
+        out->size = out->head + before;
+        call->server->counters.throttled++;
+        return false;
+    }
     bool failed = out->size - out->head > before && out->at[out->head + before] == '-';
     ticket_t ticket = 0;
     if (call->abort || failed) {

@@ -182,6 +182,25 @@ def test_a_write_that_is_too_large_changes_nothing():
         check(client.cmd("PING") == "PONG")
 
 
+def test_writes_much_larger_than_their_arguments_ask_for_room():
+    """COPY, EXPIRE and SETRANGE take few bytes from the client and write many."""
+    size = 8 << 20
+    with Node(args=NODE) as node:
+        client = node.client(timeout=120)
+        client.must("SET", "big", b"x" * size)
+        commands = [("COPY", "big", "copy%d" % (number % 10), "REPLACE") for number in range(100)]
+        commands += [("EXPIRE", "big", 1000), ("SETRANGE", "wide", size, "x"), ("MULTI",), ("PERSIST", "big"), ("COPY", "big", "last"), ("EXEC",)] * 5
+        for command, reply in zip(commands, client.pipeline(commands)):
+            if isinstance(reply, RespError):
+                check(reply.word in ("OOM", "TRYAGAIN", "EXECABORT"), command, reply)
+        check(node.alive())
+        check(client.cmd("STRLEN", "copy0") == client.cmd("STRLEN", "big") == size)
+        node.kill9()
+        node.start()
+        client = node.client(timeout=120)
+        check(client.cmd("STRLEN", "copy0") == client.cmd("STRLEN", "big") == size)
+
+
 def test_values_up_to_the_limit_and_no_further():
     limit = 16 << 20
     with Node(args=NODE) as node:
