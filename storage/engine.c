@@ -9,6 +9,7 @@
 #include "storage/checkpoint.h"
 #include "storage/engine_meta.h"
 #include "storage/expiry_heap.h"
+#include "storage/kv_check.h"
 
 /* Two layers in memory over the bottom store. `active` takes what is applied; when it is big enough it
  * becomes `sealed`, which the checkpoint brings into the store while a new active fills. There is at
@@ -25,6 +26,7 @@ enum {
     THROTTLE_SLACK_PERCENT = 30,
     THROTTLE_US_MAX = 4000,
     CLOSE_ATTEMPTS = 3,
+    CHECK_MS = 2000, /* of a start, for looking whether the store is whole */
 };
 
 struct layer {
@@ -41,6 +43,8 @@ struct engine {
     struct kv_read *read;
     bool reading;
     struct layer active, sealed;
+    struct memtable
+        *spare; /* emptied, with its pages: touching fresh ones costs more than an insert */
     struct checkpoint checkpoint;
     bool checkpoint_ready;
     lsn_t applied;
@@ -64,8 +68,10 @@ struct engine {
 
 static enum err layer_open(struct engine *engine, struct layer *layer)
 {
-    *layer = (struct layer){0};
-    layer->memtable = memtable_new(engine->config.ranges + 1, engine->config.io->seed);
+    *layer = (struct layer){.memtable = engine->spare};
+    engine->spare = NULL;
+    if (layer->memtable == NULL)
+        layer->memtable = memtable_new(engine->config.ranges + 1, engine->config.io->seed);
     return layer->memtable == NULL ? ERR_NOMEM : OK;
 }
 
@@ -121,6 +127,10 @@ static void publish(struct engine *engine)
     /* a snapshot from before the last step would miss what only the sealed layer had */
     engine_read_done(engine);
     engine->checkpointed = engine->sealed.last;
+    ASSERT(engine->spare == NULL);
+    engine->spare = engine->sealed.memtable;
+    memtable_reset(engine->spare, engine->seal_bytes + engine->seal_bytes / 4);
+    engine->sealed.memtable = NULL;
     layer_close(&engine->sealed);
     if (engine->wal != NULL) wal_trim(engine->wal, engine->checkpointed);
     if (engine->waiting && engine->checkpointed >= engine->waiting_for) {
@@ -292,10 +302,62 @@ static void engine_free(struct engine *engine)
     if (engine->checkpoint_ready) checkpoint_deinit(&engine->checkpoint);
     layer_close(&engine->active);
     layer_close(&engine->sealed);
+    if (engine->spare != NULL) memtable_free(engine->spare);
     if (engine->read != NULL) engine->config.kv->read_end(engine->read);
     if (engine->kv != NULL) engine->config.kv->close(engine->kv);
     free(engine->range_applied);
     free(engine);
+}
+
+struct store_check {
+    struct engine *engine;
+    struct engine_report *report;
+    uint64_t until_ns;
+    bool missing;
+};
+
+static void check_found(void *ctx, bool missing, const char *sentence)
+{
+    struct store_check *check = ctx;
+    log_error("the bottom store is damaged", "%s", sentence);
+    if (missing && !check->missing)
+        snprintf(check->report->detail, sizeof check->report->detail,
+            "the bottom store is damaged: %.200s; restore a backup into a new folder", sentence);
+    check->missing = check->missing || missing;
+}
+
+static bool check_go_on(void *ctx, uint16_t range, uint64_t values)
+{
+    (void)range, (void)values;
+    struct store_check *check = ctx;
+    return now_ns(check->engine) < check->until_ns;
+}
+
+/* A store that lost keys would answer "absent" with a straight face, so it is not served. A value that
+ * cannot be read is no such danger: reading it is answered with an error. */
+static enum err check_store(struct engine *engine, struct engine_report *report)
+{
+    if (engine->config.kv->sum == NULL) return OK;
+    struct store_check ctx = {
+        .engine = engine,
+        .report = report,
+        .until_ns = now_ns(engine) + (uint64_t)CHECK_MS * 1000000u,
+    };
+    struct kv_check check = {
+        .ops = engine->config.kv,
+        .read = engine->read,
+        .ranges = engine->config.ranges,
+        .ctx = &ctx,
+        .found = check_found,
+        .go_on = check_go_on,
+    };
+    enum err err = kv_check(&check);
+    engine->damaged += check.unreadable;
+    if (!check.complete)
+        log_info("the bottom store was checked in part at the start", "values=%llu",
+            (unsigned long long)check.values);
+    if (err == ERR_CORRUPT && (!ctx.missing || engine->config.accept_loss > 0)) return OK;
+    return err;
 }
 
 static enum err open_parts(struct engine *engine, struct engine_report *report)
@@ -320,6 +382,7 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
     TRY(ops->read_begin(engine->kv, &engine->read));
     bool fresh = false;
     TRY(meta_load(engine, report, &fresh));
+    TRY(check_store(engine, report));
     ops->read_reset(engine->read);
     report->checkpointed = engine->checkpointed;
 

@@ -24,7 +24,7 @@ struct kv_write; /* the write transaction */
 struct kv_config {
     /* Created if absent and `create`; its parent must exist. One open at a time: else ERR_BUSY. */
     const char *folder;
-    uint32_t ranges;   /* highest range id + 1 */
+    uint32_t ranges; /* highest range id + 1 */
     uint64_t map_size; /* 0: sized to the disk */
     bool create;
     bool read_only; /* verify */
@@ -58,8 +58,13 @@ struct kv_ops {
     enum err (*count)(struct kv_read *read, uint16_t bucket, uint64_t *count_out);
     enum err (*meta_get)(struct kv_read *read, const char *name, struct bytes *value_out);
 
+    /* The sum of kv_entry_sum() over all entries of a range, kept exact by the writes: what the range
+     * must add up to, whatever LMDB's pages say. NULL: this implementation keeps none. */
+    enum err (*sum)(struct kv_read *read, uint16_t range, uint64_t *sum_out);
+
     /* Cursor over one range. seek: first key >= from. next: the one after. ERR_NOT_FOUND at the
-     * end; ERR_CORRUPT fills the key but not the value, and the cursor can go on. */
+     * end; ERR_CORRUPT fills the key and, of the value, the version as it is stored, and the cursor
+     * can go on. */
     enum err (*cursor_open)(struct kv_read *read, uint16_t range, void **cursor_out);
     enum err (*cursor_seek)(
         void *cursor, struct bytes from, struct bytes *key_out, struct value *value_out);
@@ -103,5 +108,9 @@ enum err kv_value_decode(
     uint16_t range, struct bytes key, struct bytes stored, struct value *value_out) MUST_CHECK;
 /* The expiry alone, unchecked: for finding the index entry of a value that is overwritten. */
 int64_t kv_value_expires(struct bytes stored);
+/* The version alone, unchecked; 0 if there is none. */
+uint64_t kv_value_version(struct bytes stored);
+/* What one entry adds to the sum of its range (kv_ops.sum). */
+uint64_t kv_entry_sum(struct bytes key, uint64_t version);
 
 #endif

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/crc32c.h"
 #include "base/logger.h"
 #include "storage/kv.h"
 
@@ -39,8 +40,11 @@
  * first (they are POSIX locks); flock() on the folder, which is per descriptor, refuses the
  * second open, in this process as in any other.
  *
- * LMDB itself does not expect damage in the pages it walks; what it notices (MDB_CORRUPTED and its
- * like) is reported as ERR_CORRUPT, what it does not is in the values and found by kv_value_decode. */
+ * LMDB itself does not expect damage in the pages it walks. What it notices (MDB_CORRUPTED and its
+ * like) is reported as ERR_CORRUPT; a damaged value is found by kv_value_decode. What is left is a key
+ * that is not found although it was stored: a page in the place of another, an older page, a changed
+ * key or pointer. Against that each range has a sum over its entries, kept in the transaction of the
+ * data, that a walk of the range must arrive at (kv_check.h). Meta values carry a checksum. */
 
 enum {
     FORMAT = 1,
@@ -49,7 +53,9 @@ enum {
     EXPIRY_FRONT = 10,
     BUCKETS = 1 << 16,
     GROW_WAIT_S = 10,
+    META_FRONT = 4,
 };
+#define SUM_FORMAT "sum/%05u"
 #define GIB (UINT64_C(1) << 30)
 
 /* what the write transaction knows of a range it has touched */
@@ -57,6 +63,9 @@ struct range_write {
     MDB_cursor *cursor; /* NULL: not in this transaction yet */
     size_t last_size; /* at least as great as the last key of the range; 0: the range is empty */
     uint8_t last[KEY_MAX];
+    uint64_t sum; /* of the range, as it will be committed */
+    bool sum_changed;
+    bool sum_lost; /* a damaged value went, and nobody knows what it had added: count anew */
 };
 
 struct kv_write {
@@ -294,14 +303,61 @@ static enum err lmdb_count(struct kv_read *read, uint16_t bucket, uint64_t *coun
     return count_get(read->txn, read->kv, bucket, count_out);
 }
 
+/* A meta value is stored behind u32 crc32c of its name and itself. */
+static uint32_t meta_checksum(const char *name, struct bytes value)
+{
+    return crc32c(crc32c(0, name, strlen(name)), value.at, value.size);
+}
+
+static enum err meta_read(
+    MDB_txn *txn, const struct kv *kv, const char *name, struct bytes *value_out)
+{
+    MDB_val key = val_of(bytes_of_text(name)), stored;
+    int code = mdb_get(txn, kv->meta, &key, &stored);
+    if (code != MDB_SUCCESS) return err_from_lmdb(code);
+    if (stored.mv_size < META_FRONT) return ERR_CORRUPT;
+    struct bytes value =
+        bytes_of((const uint8_t *)stored.mv_data + META_FRONT, stored.mv_size - META_FRONT);
+    if (load_u32(stored.mv_data) != meta_checksum(name, value)) return ERR_CORRUPT;
+    *value_out = value;
+    return OK;
+}
+
+static int meta_write(MDB_txn *txn, const struct kv *kv, const char *name, struct bytes value)
+{
+    MDB_val key = val_of(bytes_of_text(name));
+    MDB_val stored = {.mv_size = META_FRONT + value.size};
+    int code = mdb_put(txn, kv->meta, &key, &stored, MDB_RESERVE);
+    if (code != MDB_SUCCESS) return code;
+    uint8_t *at = stored.mv_data;
+    store_u32(at, meta_checksum(name, value));
+    if (value.size > 0) memcpy(at + META_FRONT, value.at, value.size);
+    return MDB_SUCCESS;
+}
+
 static enum err lmdb_meta_get(struct kv_read *read, const char *name, struct bytes *value_out)
 {
     ASSERT(read->active);
-    MDB_val key = val_of(bytes_of_text(name)), stored;
-    int code = mdb_get(read->txn, read->kv->meta, &key, &stored);
-    if (code != MDB_SUCCESS) return err_from_lmdb(code);
-    *value_out = bytes_of_val(stored);
-    return OK;
+    return meta_read(read->txn, read->kv, name, value_out);
+}
+
+static enum err sum_read(MDB_txn *txn, const struct kv *kv, uint16_t range, uint64_t *sum_out)
+{
+    char name[32];
+    struct bytes value;
+    *sum_out = 0;
+    snprintf(name, sizeof name, SUM_FORMAT, (unsigned)range);
+    enum err err = meta_read(txn, kv, name, &value);
+    if (err == ERR_NOT_FOUND) return OK; /* nothing was ever written to the range */
+    if (err == OK && value.size != sizeof *sum_out) err = ERR_CORRUPT;
+    if (err == OK) *sum_out = load_u64(value.at);
+    return err;
+}
+
+static enum err lmdb_sum(struct kv_read *read, uint16_t range, uint64_t *sum_out)
+{
+    ASSERT(read->active);
+    return sum_read(read->txn, read->kv, range, sum_out);
 }
 
 static enum err lmdb_cursor_open(struct kv_read *read, uint16_t range, void **cursor_out)
@@ -325,7 +381,9 @@ static enum err cursor_result(const struct cursor *cursor, int code, MDB_val key
 {
     if (code != MDB_SUCCESS) return err_from_lmdb(code);
     *key_out = bytes_of_val(key);
-    return kv_value_decode(cursor->range, *key_out, bytes_of_val(stored), value_out);
+    enum err err = kv_value_decode(cursor->range, *key_out, bytes_of_val(stored), value_out);
+    if (err != OK) *value_out = (struct value){.version = kv_value_version(bytes_of_val(stored))};
+    return err;
 }
 
 static enum err lmdb_cursor_seek(
@@ -477,6 +535,13 @@ static enum err write_range(struct kv_write *write, uint16_t range, struct range
         return write_fail(write, code, false);
     }
     write->touched[write->touched_count++] = range;
+    state->sum_changed = false;
+    enum err err = sum_read(write->txn, write->kv, range, &state->sum);
+    state->sum_lost = err == ERR_CORRUPT;
+    if (err != OK && err != ERR_CORRUPT) {
+        lmdb_abort(write);
+        return write->failed = err;
+    }
     MDB_val last, ignored;
     code = mdb_cursor_get(state->cursor, &last, &ignored, MDB_LAST);
     state->last_size = 0;
@@ -488,6 +553,55 @@ static enum err write_range(struct kv_write *write, uint16_t range, struct range
     }
     *out = state;
     return OK;
+}
+
+static void sum_add(struct range_write *state, struct bytes key, uint64_t version)
+{
+    state->sum += kv_entry_sum(key, version);
+    state->sum_changed = true;
+}
+
+/* `stored` is what was there and is about to go. */
+static void sum_remove(
+    struct range_write *state, uint16_t range, struct bytes key, struct bytes stored)
+{
+    struct value value;
+    if (kv_value_decode(range, key, stored, &value) == OK)
+        state->sum -= kv_entry_sum(key, value.version);
+    else
+        state->sum_lost = true;
+    state->sum_changed = true;
+}
+
+/* What the range adds up to now. */
+static int sum_recount(struct range_write *state)
+{
+    MDB_val name, stored;
+    state->sum = 0;
+    int code = mdb_cursor_get(state->cursor, &name, &stored, MDB_FIRST);
+    while (code == MDB_SUCCESS) {
+        state->sum += kv_entry_sum(bytes_of_val(name), kv_value_version(bytes_of_val(stored)));
+        code = mdb_cursor_get(state->cursor, &name, &stored, MDB_NEXT);
+    }
+    return code == MDB_NOTFOUND ? MDB_SUCCESS : code;
+}
+
+static int sums_write(struct kv_write *write)
+{
+    for (size_t i = 0; i < write->touched_count; i++) {
+        uint16_t range = write->touched[i];
+        struct range_write *state = write->ranges[range];
+        if (!state->sum_changed) continue;
+        int code = state->sum_lost ? sum_recount(state) : MDB_SUCCESS;
+        if (code != MDB_SUCCESS) return code;
+        char name[32];
+        uint8_t sum[8];
+        snprintf(name, sizeof name, SUM_FORMAT, (unsigned)range);
+        store_u64(sum, state->sum);
+        code = meta_write(write->txn, write->kv, name, bytes_of(sum, sizeof sum));
+        if (code != MDB_SUCCESS) return code;
+    }
+    return MDB_SUCCESS;
 }
 
 static void count_change(struct kv_write *write, uint16_t range, struct bytes key, int64_t by)
@@ -557,6 +671,7 @@ static enum err lmdb_put(
     }
     if (code == MDB_KEYEXIST) {
         old_ms = kv_value_expires(bytes_of_val(place));
+        sum_remove(state, range, key, bytes_of_val(place));
         place = (MDB_val){.mv_size = kv_value_size(value)};
         code = mdb_cursor_put(state->cursor, &name, &place, MDB_RESERVE | MDB_CURRENT);
     } else if (code == MDB_SUCCESS) {
@@ -564,6 +679,7 @@ static enum err lmdb_put(
     }
     if (code != MDB_SUCCESS) return write_fail(write, code, false);
     kv_value_encode(place.mv_data, range, key, value);
+    sum_add(state, key, value->version);
     if (beyond) {
         state->last_size = key.size;
         memcpy(state->last, key.at, key.size);
@@ -572,10 +688,11 @@ static enum err lmdb_put(
     return code == MDB_SUCCESS ? OK : write_fail(write, code, false);
 }
 
-/* Removes the entry the cursor stands on. */
+/* Removes the entry the cursor of the range stands on. */
 static int remove_current(
     struct kv_write *write, uint16_t range, MDB_cursor *cursor, struct bytes key, MDB_val stored)
 {
+    sum_remove(write->ranges[range], range, key, bytes_of_val(stored));
     int64_t old_ms = kv_value_expires(bytes_of_val(stored));
     int code = expiry_move(write, range, key, old_ms, 0);
     if (code != MDB_SUCCESS) return code;
@@ -618,6 +735,9 @@ static int clear_whole(struct kv_write *write, uint16_t range, struct range_writ
     if (code != MDB_SUCCESS) return code;
     count_change(write, range, bucket, -(int64_t)entries.ms_entries);
     state->last_size = 0;
+    state->sum = 0;
+    state->sum_changed = true;
+    state->sum_lost = false;
     *done_out = true;
     return mdb_drop(write->txn, dbi, 0);
 }
@@ -653,8 +773,7 @@ static enum err lmdb_clear(
 static enum err lmdb_meta_put(struct kv_write *write, const char *name, struct bytes value)
 {
     if (write->txn == NULL) return write->failed;
-    MDB_val key = val_of(bytes_of_text(name)), stored = val_of(value);
-    int code = mdb_put(write->txn, write->kv->meta, &key, &stored, 0);
+    int code = meta_write(write->txn, write->kv, name, value);
     return code == MDB_SUCCESS ? OK : write_fail(write, code, false);
 }
 
@@ -684,6 +803,7 @@ static enum err lmdb_commit(struct kv_write *write)
 {
     if (write->txn == NULL) return write->failed;
     int code = counts_write(write);
+    if (code == MDB_SUCCESS) code = sums_write(write);
     if (code != MDB_SUCCESS) return write_fail(write, code, false);
     code = mdb_txn_commit(write->txn);
     if (code != MDB_SUCCESS) return write_fail(write, code, true);
@@ -894,6 +1014,7 @@ const struct kv_ops kv_lmdb = {
     .get = lmdb_get,
     .count = lmdb_count,
     .meta_get = lmdb_meta_get,
+    .sum = lmdb_sum,
     .cursor_open = lmdb_cursor_open,
     .cursor_seek = lmdb_cursor_seek,
     .cursor_next = lmdb_cursor_next,

@@ -1,5 +1,6 @@
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "base/hash.h"
 #include "storage/kv.h"
 
 /* LMDB checks nothing it reads: a flipped bit on the disk would be served as data. So every value
@@ -56,6 +57,18 @@ int64_t kv_value_expires(struct bytes stored)
     return (int64_t)load_u64(stored.at + EXPIRES);
 }
 
+uint64_t kv_value_version(struct bytes stored)
+{
+    if (stored.size < HEADER) return 0;
+    const uint8_t *at = stored.at + VERSION;
+    return load_u32(at) | (uint64_t)load_u16(at + 4) << 32;
+}
+
+uint64_t kv_entry_sum(struct bytes key, uint64_t version)
+{
+    return hash64(version, key);
+}
+
 enum err kv_value_decode(
     uint16_t range, struct bytes key, struct bytes stored, struct value *value_out)
 {
@@ -70,8 +83,7 @@ enum err kv_value_decode(
     *value_out = (struct value){
         .bytes = bytes_of(stored.at + header, stored.size - header),
         .expires_ms = expires_ms,
-        .version =
-            load_u32(stored.at + VERSION) | (uint64_t)load_u16(stored.at + VERSION + 4) << 32,
+        .version = kv_value_version(stored),
         .flags = stored.at[FLAGS],
     };
     return OK;

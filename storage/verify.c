@@ -18,6 +18,7 @@
 #include "storage/backup.h"
 #include "storage/engine_meta.h"
 #include "storage/folder.h"
+#include "storage/kv_check.h"
 
 /* LMDB walks pages as it finds them: on a damaged file it may abort, fault, or follow a page into a circle. The
  * walk is therefore done by a forked child that reports through a pipe, one line each:
@@ -31,13 +32,7 @@
  * that says nothing for minutes. The log needs no such care: its reader is ours and takes every
  * byte for hostile. It is checked after the store, because the store knows where it begins. */
 
-enum {
-    FINDINGS_MAX = 1000,
-    PROGRESS_STEP = 4096,
-    SILENCE_MS = 180000,
-    LINE_MAX_SIZE = 2048,
-    BUCKETS = 1 << 16
-};
+enum { SILENCE_MS = 180000, LINE_MAX_SIZE = 2048 };
 
 struct walk {
     int out;
@@ -46,10 +41,6 @@ struct walk {
     uint32_t ranges; /* highest id */
     uint64_t values;
     uint64_t version;
-    uint64_t expiring; /* values with an expiry, and entries of the index that fit one */
-    uint64_t indexed;
-    uint64_t findings;
-    uint64_t *counted; /* by bucket */
 };
 
 /* ---- in the child */
@@ -71,29 +62,6 @@ __attribute__((format(printf, 2, 3))) static void say(struct walk *walk, const c
     }
 }
 
-#define FOUND(walk, ...)                                                                           \
-    do {                                                                                           \
-        if ((walk)->findings++ < FINDINGS_MAX) say(walk, "F db/data.mdb: " __VA_ARGS__);           \
-    } while (0)
-
-/* bucket and key as a person reads them */
-static const char *show_key(struct bytes key, char *at, size_t size)
-{
-    enum { SHOWN = 100 };
-    if (key.size < 2) {
-        snprintf(at, size, "a key of %zu bytes", key.size);
-        return at;
-    }
-    size_t used = (size_t)snprintf(at, size, "bucket %u, key \"", load_u16_be(key.at));
-    for (size_t i = 2; i < key.size && i < SHOWN && used + 8 < size; i++) {
-        uint8_t c = key.at[i];
-        bool plain = c >= ' ' && c < 127 && c != '"' && c != '\\';
-        used += (size_t)snprintf(at + used, size - used, plain ? "%c" : "\\x%02x", c);
-    }
-    snprintf(at + used, size - used, "%s", key.size > SHOWN ? "...\"" : "\"");
-    return at;
-}
-
 static uint64_t meta_number(struct walk *walk, const char *name)
 {
     struct bytes value;
@@ -112,94 +80,24 @@ static void walk_meta(struct walk *walk)
             snprintf(store + 2 * i, 3, "%02x", value.at[i]);
         uint64_t ranges = meta_number(walk, META_RANGES);
         if (ranges != walk->ranges + 1)
-            FOUND(
-                walk, "it has %" PRIu64 " ranges, the identity says %u", ranges - 1, walk->ranges);
+            say(walk, "F db/data.mdb: it has %" PRIu64 " ranges, the identity says %u", ranges - 1,
+                walk->ranges);
     }
     say(walk, "M %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %s",
         meta_number(walk, META_APPLIED), meta_number(walk, META_PROMISED),
         meta_number(walk, META_SEGMENT), meta_number(walk, META_LOG_ABSENT), store);
 }
 
-static void walk_range(struct walk *walk, uint16_t range)
+static void on_finding(void *ctx, bool missing, const char *sentence)
 {
-    char shown[600];
-    uint8_t last[KEY_SIZE_MAX + 2];
-    size_t last_size = 0;
-    void *cursor;
-    say(walk, "P %u %" PRIu64, range, walk->values);
-    if (walk->ops->cursor_open(walk->read, range, &cursor) != OK) {
-        FOUND(walk, "range %u cannot be read", range);
-        return;
-    }
-    struct bytes key = {0};
-    struct value value;
-    enum err err = walk->ops->cursor_seek(cursor, bytes_of(NULL, 0), &key, &value);
-    while (err == OK || err == ERR_CORRUPT) {
-        /* ERR_CORRUPT without a key that moved on comes from the tree itself. */
-        bool moved = key.size >= 2 && key.size <= sizeof last &&
-            (last_size == 0 || bytes_compare(key, bytes_of(last, last_size)) > 0);
-        if (!moved) {
-            FOUND(walk,
-                "range %u: the keys are out of order or unreadable after %s; the rest of it was "
-                "not checked",
-                range,
-                last_size == 0 ? "its start"
-                               : show_key(bytes_of(last, last_size), shown, sizeof shown));
-            break;
-        }
-        memcpy(last, key.at, key.size);
-        last_size = key.size;
-        if (err == ERR_CORRUPT) {
-            FOUND(walk, "range %u, %s: the value fails its checksum", range,
-                show_key(key, shown, sizeof shown));
-        } else {
-            if (value.expires_ms != 0) walk->expiring++;
-            if (value.version > walk->version) walk->version = value.version;
-        }
-        if (range != 0) walk->counted[load_u16_be(key.at)]++;
-        walk->values++;
-        if (walk->values % PROGRESS_STEP == 0) say(walk, "P %u %" PRIu64, range, walk->values);
-        err = walk->ops->cursor_next(cursor, &key, &value);
-    }
-    if (err != OK && err != ERR_CORRUPT && err != ERR_NOT_FOUND)
-        FOUND(walk, "range %u cannot be read further than %s: %s", range,
-            last_size == 0 ? "its start" : show_key(bytes_of(last, last_size), shown, sizeof shown),
-            err_text(err));
-    walk->ops->cursor_close(cursor);
+    (void)missing;
+    say(ctx, "F db/data.mdb: %s", sentence);
 }
 
-static bool check_expiry(void *ctx, uint16_t range, struct bytes key, int64_t expires_ms)
+static bool on_progress(void *ctx, uint16_t range, uint64_t values)
 {
-    struct walk *walk = ctx;
-    char shown[600];
-    struct value value;
-    enum err err = range > walk->ranges || key.size < 2 || key.size > KEY_SIZE_MAX + 2
-        ? ERR_NOT_FOUND
-        : walk->ops->get(walk->read, range, key, &value);
-    if (err == OK && value.expires_ms == expires_ms)
-        walk->indexed++;
-    else if (err != ERR_CORRUPT) /* a damaged value is reported by its range */
-        FOUND(walk, "the index by expiry names range %u, %s, which does not expire then", range,
-            show_key(key, shown, sizeof shown));
-    /* An index in a circle would never end. */
-    return walk->indexed <= walk->expiring && walk->findings < FINDINGS_MAX;
-}
-
-static void walk_indexes(struct walk *walk)
-{
-    say(walk, "P %u %" PRIu64, walk->ranges, walk->values);
-    for (uint32_t bucket = 0; bucket < BUCKETS; bucket++) {
-        uint64_t count = 0;
-        enum err err = walk->ops->count(walk->read, (uint16_t)bucket, &count);
-        if (err == OK && count == walk->counted[bucket]) continue;
-        FOUND(walk, "bucket %u has %" PRIu64 " keys, but its count says %" PRIu64, bucket,
-            walk->counted[bucket], count);
-    }
-    if (walk->ops->expired(walk->read, 0, INT64_MAX, check_expiry, walk) != OK)
-        FOUND(walk, "the index by expiry cannot be read to its end");
-    if (walk->indexed != walk->expiring)
-        FOUND(walk, "%" PRIu64 " values expire, but the index by expiry has %" PRIu64 " of them",
-            walk->expiring, walk->indexed);
+    say(ctx, "P %u %" PRIu64, range, values);
+    return true;
 }
 
 static void walk_store(struct walk *walk, const char *folder)
@@ -208,17 +106,24 @@ static void walk_store(struct walk *walk, const char *folder)
     struct kv_config config = {.folder = folder, .ranges = walk->ranges + 1, .read_only = true};
     enum err err = walk->ops->open(&config, &kv);
     if (err == OK) err = walk->ops->read_begin(kv, &walk->read);
-    walk->counted = calloc(BUCKETS, sizeof *walk->counted);
-    if (err != OK || walk->counted == NULL) {
-        FOUND(walk, "it cannot be opened: %s", err_text(err == OK ? ERR_NOMEM : err));
+    if (err != OK) {
+        say(walk, "F db/data.mdb: it cannot be opened: %s", err_text(err));
         return;
     }
     walk_meta(walk);
-    for (uint32_t range = 0; range <= walk->ranges; range++)
-        walk_range(walk, (uint16_t)range);
-    walk_indexes(walk);
-    if (walk->findings > FINDINGS_MAX)
-        say(walk, "F db/data.mdb: %" PRIu64 " more damages", walk->findings - FINDINGS_MAX);
+    struct kv_check check = {
+        .ops = walk->ops,
+        .read = walk->read,
+        .ranges = walk->ranges,
+        .expiry = true,
+        .ctx = walk,
+        .found = on_finding,
+        .go_on = on_progress,
+    };
+    err = kv_check(&check);
+    if (err != OK && err != ERR_CORRUPT) say(walk, "F db/data.mdb: not checked: %s", err_text(err));
+    walk->values = check.values;
+    walk->version = check.version;
     /* Nothing is closed or freed: the process ends here, and damaged structures are best left alone. */
 }
 
