@@ -70,9 +70,8 @@ static enum err duramen_submit(
 static enum err duramen_wait(void *handle, uint64_t after, uint64_t *done_out)
 {
     struct duramen *engine = handle;
-    enum err err;
-    store_flush(engine->store);
-    *done_out = store_wait(engine->store, after, &err);
+    enum err err = store_commit(engine->store, after + 1);
+    *done_out = store_durable(engine->store);
     return err;
 }
 

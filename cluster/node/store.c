@@ -41,6 +41,7 @@ struct store {
     _Atomic int failed; /* enum err */
     _Atomic bool open;
     bool flushed_since; /* on_durable ran in this poll */
+    _Atomic uint32_t putters; /* threads inside a blocking write */
 };
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
@@ -107,10 +108,17 @@ static void on_wake(void *ctx)
     wake_sleepers(store, words);
 }
 
-static void flush_locked(struct store *store)
+/* lock held. alone: nobody else wants the store, so the write is done in this thread, which saves two
+ * hand-overs; durable on return if the log was idle */
+static void flush_locked(struct store *store, bool alone)
 {
     bool was_in_flight = wal_in_flight(engine_wal(store->engine));
-    engine_flush(store->engine, false);
+    engine_flush(store->engine, alone);
+    if (alone) {
+        /* a write in this thread wakes nobody to reap it */
+        enum err err = engine_poll(store->engine);
+        if (err != OK) atomic_store(&store->failed, (int)err);
+    }
     if (!was_in_flight && wal_in_flight(engine_wal(store->engine))) store->open_batch++;
 }
 
@@ -222,7 +230,7 @@ static enum err append_locked(
     return OK;
 }
 
-static enum err write_blocking(
+static enum err write_and_wait(
     struct store *store, uint8_t kind, struct bytes key, struct bytes value)
 {
     if (key.size > KEY_SIZE_MAX || value.size > VALUE_SIZE_MAX) return ERR_TOO_LARGE;
@@ -233,7 +241,7 @@ static enum err write_blocking(
         pthread_mutex_lock(&store->lock);
         enum err err = append_locked(store, kind, key, value, &lsn);
         batch = store->open_batch;
-        if (err == OK) flush_locked(store);
+        if (err == OK) flush_locked(store, atomic_load(&store->putters) == 1);
         pthread_mutex_unlock(&store->lock);
         if (err == OK) break;
         if (err != ERR_AGAIN) return err;
@@ -246,6 +254,15 @@ static enum err write_blocking(
         if (atomic_load(&store->failed) != OK) return ERR_POISONED;
         futex_wait(word, seen);
     }
+}
+
+static enum err write_blocking(
+    struct store *store, uint8_t kind, struct bytes key, struct bytes value)
+{
+    atomic_fetch_add(&store->putters, 1);
+    enum err err = write_and_wait(store, kind, key, value);
+    atomic_fetch_sub(&store->putters, 1);
+    return err;
 }
 
 enum err store_put(struct store *store, struct bytes key, struct bytes value)
@@ -270,8 +287,19 @@ enum err store_submit(struct store *store, struct bytes key, struct bytes value,
 void store_flush(struct store *store)
 {
     pthread_mutex_lock(&store->lock);
-    flush_locked(store);
+    flush_locked(store, false);
     pthread_mutex_unlock(&store->lock);
+}
+
+enum err store_commit(struct store *store, lsn_t lsn)
+{
+    pthread_mutex_lock(&store->lock);
+    flush_locked(store, true);
+    pthread_mutex_unlock(&store->lock);
+    enum err err = OK;
+    while (err == OK && store_durable(store) < lsn)
+        store_wait(store, lsn - 1, &err);
+    return err;
 }
 
 lsn_t store_durable(struct store *store)
@@ -312,7 +340,7 @@ enum err store_get(
         if (size > 0) memcpy(at, value.bytes.at, size);
         *size_out = value.bytes.size;
     }
-    engine_read_done(store->engine);
+    /* the snapshot stays for the next reader; every wake of the log or the checkpoint lets go of it */
     pthread_mutex_unlock(&store->lock);
     return err;
 }

@@ -38,6 +38,9 @@ enum err store_submit(
     struct store *store, struct bytes key, struct bytes value, lsn_t *lsn_out) MUST_CHECK;
 /* Sends off what was submitted. */
 void store_flush(struct store *store);
+/* Sends it off and returns when everything up to lsn is durable. If the log is idle the write is done in
+ * this thread, other threads waiting meanwhile: for a loop that is the store's only user. */
+enum err store_commit(struct store *store, lsn_t lsn) MUST_CHECK;
 /* Waits until more than `after` is durable; returns what is durable now. ERR_POISONED via *err_out. */
 lsn_t store_wait(struct store *store, lsn_t after, enum err *err_out);
 lsn_t store_durable(struct store *store);
