@@ -21,7 +21,7 @@
  * accepted are never given out again; so all of them may be believed without asking in which life
  * of which slot they were written. */
 
-enum { SCAN_WINDOW = 2 << 20 };
+enum { SCAN_WINDOW = 2 << 20, REPLAY_AHEAD = 16 };
 
 /* Marks the number of a slot that was being made. */
 #define HALF_MADE (1u << 31)
@@ -32,6 +32,7 @@ struct segment {
     struct segment_header header;
     bool valid;
     bool chained;
+    bool cut; /* the file is shorter than any slot was ever made */
     lsn_t cover; /* first LSN it answers for */
 };
 
@@ -128,6 +129,7 @@ static enum err load_slot(struct recovery *r, uint32_t number)
     struct segment *segment = &r->segments[r->count++];
     segment->slot = slot;
     TRY(disk->size(disk->ctx, slot->file, &slot->size));
+    segment->cut = slot->size % DISK_BLOCK != 0 || slot->size < 2 * DISK_BLOCK;
     slot->size -= slot->size % DISK_BLOCK;
     if (slot->size < 2 * DISK_BLOCK) return OK;
     struct bytes block;
@@ -151,6 +153,7 @@ static enum err load_slot(struct recovery *r, uint32_t number)
         return ERR_MISMATCH;
     }
     segment->valid = true;
+    segment->cut = segment->cut || slot->size < header->slot_size;
     segment->cover = header->prev_end_lsn + 1;
     if ((header->flags & SEGMENT_CUT) == 0 && segment->cover != header->base_lsn) {
         segment->cover = header->base_lsn;
@@ -259,8 +262,9 @@ static enum err gather_slot(struct recovery *r, const struct segment *segment, u
         TRY(window_get(&r->window, offset, DISK_BLOCK, &block));
         struct batch_header header;
         if (batch_decode(r->seed, block, &header) != OK) continue;
-        if (header.block != offset / DISK_BLOCK) continue;
         bool own = segment->valid && header.sequence == slot->sequence;
+        /* A batch of this very life was written by us, so its promise holds wherever it lies now. */
+        if (!own && header.block != offset / DISK_BLOCK) continue;
         /* A leftover of the slot's life before: it was complete and trimmed. */
         if (segment->valid && !own) continue;
         if (own && header.nonce != slot->nonce) continue;
@@ -333,17 +337,37 @@ static enum err resume(
 
 static enum err replay(struct recovery *r, struct bytes records)
 {
-    struct wal_record record;
-    enum err err;
-    while ((err = record_next(&records, &record)) == OK) {
-        if (record.lsn <= r->config->applied) continue;
-        r->report->records++;
-        r->report->bytes += record.payload.size;
-        if (r->read_only || r->config->on_replay == NULL) continue;
-        TRY(r->config->on_replay(r->config->ctx, &record));
+    const struct wal_config *config = r->config;
+    struct wal_record ahead[REPLAY_AHEAD];
+    enum err err = OK;
+    while (err == OK) {
+        size_t count = 0;
+        while (count < REPLAY_AHEAD && (err = record_next(&records, &ahead[count])) == OK) {
+            if (ahead[count].lsn <= config->applied) continue;
+            r->report->records++;
+            r->report->bytes += ahead[count].payload.size;
+            if (r->read_only || config->on_replay == NULL) continue;
+            if (config->on_ahead != NULL) config->on_ahead(config->ctx, &ahead[count]);
+            count++;
+        }
+        for (size_t i = 0; i < count; i++)
+            TRY(config->on_replay(config->ctx, &ahead[i]));
     }
     ASSERT(err == ERR_NOT_FOUND);
     return OK;
+}
+
+/* A slot that may have had the end of the log and is shorter than it was made. Slots have their size
+ * before they get their name, so no crash does that; what was cut off may have held the promise. */
+static const struct segment *cut_off(const struct recovery *r, const struct segment *segment)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        const struct segment *other = &r->segments[i];
+        bool older =
+            segment != NULL && other->valid && other->header.sequence < segment->header.sequence;
+        if (other->cut && !older) return other;
+    }
+    return NULL;
 }
 
 /* Tells a torn tail (OK) from damage (ERR_CORRUPT, ERR_GAP) at the place where the scan stopped. */
@@ -361,8 +385,17 @@ static enum err judge(struct recovery *r, const struct segment *segment, uint64_
     }
     char *detail = r->report->detail;
     size_t room = sizeof r->report->detail;
-    if (known < needed) return OK;
     char name[SLOT_NAME] = "no slot";
+    const struct segment *cut = known < needed ? cut_off(r, segment) : NULL;
+    if (cut != NULL) {
+        slot_name(cut->slot->number, name);
+        (void)snprintf(detail, room,
+            "%s is cut off: nobody can say what the log had from LSN %llu on; accept the loss with "
+            "--accept-loss %llu, or restore a backup",
+            name, (unsigned long long)needed, (unsigned long long)needed);
+        return ERR_CORRUPT;
+    }
+    if (known < needed) return OK;
     char says[SLOT_NAME] = "the bottom store";
     if (segment != NULL) {
         slot_name(segment->slot->number, name);
