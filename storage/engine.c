@@ -26,6 +26,7 @@ enum {
     THROTTLE_SLACK_PERCENT = 30,
     THROTTLE_US_MAX = 4000,
     CLOSE_ATTEMPTS = 3,
+    AHEAD = 16, /* records whose cache misses overlap */
     CHECK_MS = 2000, /* of a start, for looking whether the store is whole */
 };
 
@@ -247,6 +248,11 @@ static enum err on_replay(void *ctx, const struct wal_record *record)
     return engine_apply(engine, record);
 }
 
+static void on_ahead(void *ctx, const struct wal_record *record)
+{
+    engine_prefetch(ctx, record);
+}
+
 static void on_durable(void *ctx, lsn_t lsn)
 {
     struct engine *engine = ctx;
@@ -280,6 +286,7 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
         .fresh = fresh,
         .background = engine->config.background,
         .ctx = engine,
+        .on_ahead = on_ahead,
         .on_replay = on_replay,
         .on_durable = on_durable,
     };
@@ -496,6 +503,14 @@ void engine_tick(struct engine *engine)
     if (!wal_in_flight(engine->wal)) wal_idle(engine->wal);
 }
 
+/* the key as memtable and store have it; `at` has room for KEY_SIZE_MAX_STORED */
+static struct bytes stored_key(uint8_t *at, const struct effect *effect)
+{
+    store_u16_be(at, effect->bucket);
+    memcpy(at + 2, effect->key.at, effect->key.size);
+    return bytes_of(at, effect->key.size + 2);
+}
+
 static enum err apply_effect(struct engine *engine, const struct effect *effect, lsn_t lsn)
 {
     struct memtable *memtable = engine->active.memtable;
@@ -505,9 +520,7 @@ static enum err apply_effect(struct engine *engine, const struct effect *effect,
         return memtable_clear_bucket(memtable, effect->bucket, lsn);
 
     uint8_t stored[KEY_SIZE_MAX_STORED];
-    store_u16_be(stored, effect->bucket);
-    memcpy(stored + 2, effect->key.at, effect->key.size);
-    struct bytes key = bytes_of(stored, effect->key.size + 2);
+    struct bytes key = stored_key(stored, effect);
     engine->range_applied[effect->range] = lsn;
     if (effect->kind == EFFECT_DELETE) return memtable_delete(memtable, effect->range, key, lsn);
 
@@ -540,6 +553,35 @@ enum err engine_apply(struct engine *engine, const struct wal_record *record)
     }
     if (err == ERR_NOT_FOUND) return OK;
     return engine->failed = err;
+}
+
+void engine_prefetch(const struct engine *engine, const struct wal_record *record)
+{
+    if (record->type != WAL_RECORD_WRITE || record->payload.size < 8) return;
+    struct bytes rest = bytes_of(record->payload.at + 8, record->payload.size - 8);
+    struct effect effect;
+    /* the first effect stands for the record: most have one, and this is only a hint */
+    if (effect_next(&rest, &effect) != OK || effect.kind == EFFECT_CLEAR_BUCKET) return;
+    if (effect.range > engine->config.ranges) return;
+    uint8_t stored[KEY_SIZE_MAX_STORED];
+    memtable_prefetch(engine->active.memtable, effect.range, stored_key(stored, &effect));
+}
+
+enum err engine_apply_up_to(struct engine *engine, lsn_t lsn)
+{
+    struct wal_record ahead[AHEAD];
+    for (;;) {
+        size_t count = 0;
+        lsn_t last = engine->applied;
+        while (count < AHEAD && wal_next_record(engine->wal, last, &ahead[count]) &&
+            ahead[count].lsn <= lsn) {
+            engine_prefetch(engine, &ahead[count]);
+            last = ahead[count++].lsn;
+        }
+        if (count == 0) return OK;
+        for (size_t i = 0; i < count; i++)
+            TRY(engine_apply(engine, &ahead[i]));
+    }
 }
 
 /* ---- reads ---- */

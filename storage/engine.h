@@ -77,6 +77,10 @@ void engine_tick(struct engine *engine);
 /* Applies a committed record to the active memtable, in order of LSN, each once. ERR_NOMEM and
  * ERR_CORRUPT are fatal: what was committed cannot be shown, so the caller stops the node. */
 enum err engine_apply(struct engine *engine, const struct wal_record *record) MUST_CHECK;
+/* Lets the memory that applying this record will touch come closer; for records some places ahead. */
+void engine_prefetch(const struct engine *engine, const struct wal_record *record);
+/* Applies the records after engine_applied() up to lsn that are in the log's memory. */
+enum err engine_apply_up_to(struct engine *engine, lsn_t lsn) MUST_CHECK;
 lsn_t engine_applied(const struct engine *engine);
 
 /* Committed state. `key` is bucket-prefixed (u16 BE + user's). The value borrows until the next

@@ -689,6 +689,14 @@ static enum err put(struct memtable *memtable, uint16_t range, struct bytes key,
     return OK;
 }
 
+void memtable_prefetch(const struct memtable *memtable, uint16_t range, struct bytes key)
+{
+    uint64_t hash = key_hash(memtable, range, key);
+    const struct segment *segment = segment_of(memtable, hash);
+    if (segment->used == 0) return;
+    __builtin_prefetch(&segment->slots[segment_start(segment, (uint32_t)hash)]);
+}
+
 enum err memtable_put(
     struct memtable *memtable, uint16_t range, struct bytes key, const struct value *value)
 {

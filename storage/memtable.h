@@ -43,6 +43,9 @@ void memtable_reset(struct memtable *memtable, size_t keep);
  * ERR_NOMEM leaves it unchanged. */
 enum err memtable_put(struct memtable *memtable, uint16_t range, struct bytes key,
     const struct value *value) MUST_CHECK;
+/* Asks the processor to fetch what a put or get of the key will look at first. Called for some keys ahead,
+ * so that their cache misses overlap. */
+void memtable_prefetch(const struct memtable *memtable, uint16_t range, struct bytes key);
 /* Records that the key is gone, whatever older layers say. */
 enum err memtable_delete(
     struct memtable *memtable, uint16_t range, struct bytes key, uint64_t version) MUST_CHECK;

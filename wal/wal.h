@@ -57,6 +57,8 @@ struct wal_config {
     bool fresh; /* a restored store: no slots are expected although applied > 0 */
     bool background; /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
+    /* Before on_replay: this record comes a few places later. For prefetching; may be NULL. */
+    void (*on_ahead)(void *ctx, const struct wal_record *record);
     /* Replay, from wal_open() only, in order of LSN, from applied + 1 on, WAL_RECORD_MARKs
      * included; the last is the MARK that opening writes (unless the disk is full). LSNs are
      * consecutive but for one case: where an operator accepted a loss the numbers of what was

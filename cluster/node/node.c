@@ -63,19 +63,15 @@ struct node {
 
 static void apply_up_to(struct node *node, lsn_t lsn)
 {
-    struct wal *wal = engine_wal(node->engine);
-    struct wal_record record;
-    while (wal_next_record(wal, engine_applied(node->engine), &record) && record.lsn <= lsn) {
-        enum err err = engine_apply(node->engine, &record);
-        if (err != OK) {
-            log_error("a committed record cannot be applied", "error=%s lsn=%llu", err_name(err),
-                (unsigned long long)record.lsn);
-            node->failed = true;
-            return;
-        }
+    enum err err = engine_apply_up_to(node->engine, lsn);
+    if (err != OK) {
+        log_error("a committed record cannot be applied", "error=%s lsn=%llu", err_name(err),
+            (unsigned long long)engine_applied(node->engine));
+        node->failed = true;
+        return;
     }
     pending_applied(&node->pending, lsn);
-    wal_release(wal, lsn);
+    wal_release(engine_wal(node->engine), lsn);
 }
 
 static void on_durable(void *ctx, lsn_t lsn)

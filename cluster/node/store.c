@@ -59,16 +59,12 @@ static void futex_wake_all(_Atomic uint32_t *word)
 static void on_durable(void *ctx, lsn_t lsn)
 {
     struct store *store = ctx;
-    struct wal *wal = engine_wal(store->engine);
-    struct wal_record record;
-    while (wal_next_record(wal, engine_applied(store->engine), &record) && record.lsn <= lsn) {
-        enum err err = engine_apply(store->engine, &record);
-        if (err != OK) {
-            atomic_store(&store->failed, (int)err);
-            return;
-        }
+    enum err err = engine_apply_up_to(store->engine, lsn);
+    if (err != OK) {
+        atomic_store(&store->failed, (int)err);
+        return;
     }
-    wal_release(wal, lsn);
+    wal_release(engine_wal(store->engine), lsn);
     atomic_store(&store->durable, lsn);
     store->flushed_since = true;
 }
