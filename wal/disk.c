@@ -85,7 +85,7 @@ static enum err probe_write(const struct disk *disk, disk_file file, uint8_t *bl
 
 enum err disk_probe(const struct disk *disk)
 {
-    uint8_t *memory = aligned_alloc(DISK_BLOCK, 2 * DISK_BLOCK);
+    uint8_t *memory = aligned_alloc(DISK_BLOCK, 2 * (size_t)DISK_BLOCK);
     if (memory == NULL) return ERR_NOMEM;
     disk_file file;
     enum err err = disk->open(disk->ctx, "probe.tmp", DISK_CREATE | DISK_DIRECT, &file);

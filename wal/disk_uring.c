@@ -110,8 +110,8 @@ static void prepare(struct disk_uring *uring, struct ring_op *ring_op)
     struct disk_op *op = ring_op->op;
     struct io_uring_sqe *sqe;
     if (ring_op->delay) {
-        ring_op->timeout = (struct __kernel_timespec){
-            .tv_sec = op->delay_us / 1000000, .tv_nsec = (op->delay_us % 1000000) * 1000};
+        ring_op->timeout = (struct __kernel_timespec){.tv_sec = op->delay_us / 1000000,
+            .tv_nsec = (long long)(op->delay_us % 1000000) * 1000};
         sqe = io_uring_get_sqe(&uring->ring);
         ASSERT(sqe != NULL);
         io_uring_prep_timeout(sqe, &ring_op->timeout, 0, IORING_TIMEOUT_ETIME_SUCCESS);

@@ -652,7 +652,7 @@ enum err wal_admit(struct wal *wal, size_t size)
     if (size > wal_record_size_max(wal)) return ERR_TOO_LARGE;
     bool refused = atomic_load_explicit(&wal->full, memory_order_relaxed);
     size_t open = wal->open == NULL ? 0 : wal->open->size;
-    uint64_t most = wal->plan.offset + open + record_span(size) + 4 * DISK_BLOCK;
+    uint64_t most = wal->plan.offset + open + record_span(size) + 4 * (uint64_t)DISK_BLOCK;
     if (wal->plan.slots == 0 && most <= wal->config.slot_size && !refused) return OK;
     bool fits = slots_suffice(wal, size);
     if (!fits) {
@@ -945,7 +945,8 @@ enum err wal_open(
     wal->io = *config->io;
     config_defaults(&wal->config);
     uint64_t slot_size = wal->config.slot_size;
-    if (slot_size % DISK_BLOCK != 0 || slot_size < 8 * DISK_BLOCK || slot_size > 1u << 31) {
+    if (slot_size % DISK_BLOCK != 0 || slot_size < 8 * (uint64_t)DISK_BLOCK ||
+        slot_size > 1u << 31) {
         (void)snprintf(report->detail, sizeof report->detail,
             "the slot size %llu is not a multiple of %d between 32 KiB and 2 GiB",
             (unsigned long long)slot_size, DISK_BLOCK);
