@@ -522,52 +522,6 @@ Test(recovery, blocks_that_changed_places_hide_no_promise)
     expect_refusal(ERR_CORRUPT);
 }
 
-/* Keeps the first `size` bytes of a file. */
-static void cut_file(const char *name, uint64_t size)
-{
-    static uint8_t kept[WORLD_SLOT];
-    uint8_t block[DISK_BLOCK];
-    for (uint64_t at = 0; at < size; at += DISK_BLOCK) {
-        cr_assert(sim_disk_peek(world.sim, name, at, block, sizeof block));
-        memcpy(kept + at, block, sizeof block);
-    }
-    remove_file(name);
-    sim_disk_poke(world.sim, name, 0, kept, (size_t)size);
-}
-
-/* No crash shortens a slot, and what is gone may have had the last batch and the promise for it. */
-Test(recovery, a_slot_that_was_cut_off_is_damage_not_a_torn_tail)
-{
-    static const uint64_t sizes[] = {4, DISK_BLOCK, 2 * DISK_BLOCK, 3 * DISK_BLOCK + 7};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (i > 0) {
-            stop();
-            start();
-        }
-        commit(3000, 4);
-        world_close(&world);
-        struct place place = find(world.durable);
-        cut_file(place.slot, sizes[i]);
-        expect_refusal(ERR_CORRUPT);
-        cr_assert_not_null(strstr(world.report.detail, "cut off"), "%s", world.report.detail);
-    }
-}
-
-/* The block with the promise swapped with one of the batch it speaks for. */
-Test(recovery, a_promise_holds_wherever_it_lies)
-{
-    commit(3000, 4);
-    world_close(&world); /* leaves a mark with the promise behind the batch */
-    struct place batch = find(world.durable);
-    struct place mark = find(world.durable + 1);
-    uint8_t first[DISK_BLOCK], second[DISK_BLOCK];
-    cr_assert(sim_disk_peek(world.sim, batch.slot, batch.offset, first, sizeof first));
-    cr_assert(sim_disk_peek(world.sim, mark.slot, mark.offset, second, sizeof second));
-    sim_disk_poke(world.sim, batch.slot, batch.offset, second, sizeof second);
-    sim_disk_poke(world.sim, mark.slot, mark.offset, first, sizeof first);
-    expect_refusal(ERR_CORRUPT);
-}
-
 /* The number of a half-made slot once decided the number of the next one, which replaced an older. */
 Test(recovery, a_new_slot_never_replaces_an_old_one)
 {
