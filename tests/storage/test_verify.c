@@ -276,3 +276,88 @@ Test(verify, what_is_no_data_folder_is_not_verified)
     cr_assert_eq(verify(empty, &findings), ERR_NOT_FOUND);
     rmdir(empty);
 }
+
+/* All copies of a text in a file, old pages included, get the same flipped bit. */
+static void flip_all(const char *name, const char *text, size_t at, uint8_t bits)
+{
+    struct buffer content = {0};
+    size_t size = strlen(text);
+    int count = 0;
+    harness_read_file(name, &content);
+    for (size_t i = 0; i + size <= content.size; i++) {
+        if (memcmp(content.at + i, text, size) != 0) continue;
+        content.at[i + at] ^= bits;
+        count++;
+    }
+    cr_assert_gt(count, 0);
+    harness_write_file(name, buffer_view(&content));
+    buffer_deinit(&content);
+}
+
+Test(verify, a_store_that_lost_a_key_is_not_opened)
+{
+    struct harness store;
+    struct findings findings;
+    struct engine_report report;
+    open_scene(&store, 300, true);
+    harness_close(&store, true);
+    /* The value under the changed key fails its checksum, but a search for the old key finds nothing. */
+    flip_all(data, "key-0123", 7, 1);
+    cr_assert_eq(harness_try_open(&store, path, &report), ERR_CORRUPT);
+    cr_assert_not_null(strstr(report.detail, "do not add up"), "%s", report.detail);
+    cr_assert_eq(verify(path, &findings), ERR_CORRUPT);
+    cr_assert_not_null(strstr(findings.text, "do not add up"), "%s", findings.text);
+    harness_destroy(&store);
+}
+
+Test(verify, an_unreadable_value_alone_does_not_keep_a_store_closed_and_can_be_replaced)
+{
+    struct harness store;
+    struct findings findings;
+    open_scene(&store, 30, false);
+    harness_put(&store, 0, "treasure", bytes_of_text("find-me-in-the-file"), 0);
+    harness_put(&store, 0, "jewel", bytes_of_text("seek-me-in-the-file"), 0);
+    harness_close(&store, true);
+    flip_all(data, "find-me-in-the-file", 3, 4);
+    flip_all(data, "seek-me-in-the-file", 3, 4);
+    harness_open(&store, path);
+    struct engine_stats stats;
+    engine_stats(store.engine, &stats);
+    cr_assert_eq(stats.damaged, 2);
+    harness_put(&store, 0, "treasure", bytes_of_text("new"), 0);
+    harness_delete(&store, 0, "jewel");
+    harness_close(&store, true);
+    cr_assert_eq(verify(path, &findings), OK, "%s", findings.text);
+    harness_open(&store, path);
+    engine_stats(store.engine, &stats);
+    cr_assert_eq(stats.damaged, 0);
+    harness_destroy(&store);
+}
+
+Test(verify, sums_and_counts_hold_through_every_kind_of_write)
+{
+    struct harness store;
+    struct findings findings;
+    struct prng prng;
+    prng_init(&prng, 21);
+    open_scene(&store, 10, false);
+    for (int round = 0; round < 12; round++) {
+        for (int i = 0; i < 60; i++) {
+            char key[16];
+            snprintf(key, sizeof key, "key-%03u", (unsigned)prng_below(&prng, 150));
+            uint16_t bucket = (uint16_t)prng_below(&prng, 3);
+            if (prng_chance(&prng, 1, 4))
+                harness_delete(&store, bucket, key);
+            else
+                harness_put(&store, bucket, key, bytes_of_text(key),
+                    prng_chance(&prng, 1, 4) ? 2000000000000 + i : 0);
+        }
+        if (prng_chance(&prng, 1, 3)) harness_clear(&store, (uint16_t)prng_below(&prng, 3));
+        harness_checkpoint(&store);
+        if (round % 3 != 2) continue;
+        harness_close(&store, prng_chance(&prng, 1, 2));
+        cr_assert_eq(verify(path, &findings), OK, "%s", findings.text);
+        harness_open(&store, path);
+    }
+    harness_destroy(&store);
+}
