@@ -232,12 +232,14 @@ enum err checkpoint_step(struct checkpoint *checkpoint)
         atomic_fetch_add(&checkpoint->merge_sequence, 1);
         err = ops->commit(step.write);
         if (err == OK) {
+            atomic_store(&checkpoint->failing, false);
             step_publish(checkpoint, &step);
             return OK;
         }
         atomic_fetch_add(&checkpoint->merge_sequence, 1);
     }
     if (err == ERR_AGAIN) return OK; /* the map has grown: the next call repeats the step */
+    atomic_store(&checkpoint->failing, true);
     atomic_fetch_add(&checkpoint->failures, 1);
     log_warn("checkpoint step failed; it will be repeated", "error=%s failures=%llu", err_name(err),
         (unsigned long long)atomic_load(&checkpoint->failures));

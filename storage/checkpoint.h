@@ -65,6 +65,7 @@ struct checkpoint {
     _Atomic uint64_t total;
     _Atomic uint32_t pause_us;
     _Atomic uint64_t failures;
+    _Atomic bool failing; /* the last step failed */
     _Atomic uint64_t puts;
     _Atomic uint64_t checkpoints;
     _Atomic uint64_t last_ns;

@@ -26,6 +26,7 @@ enum {
     THROTTLE_SLACK_PERCENT = 30,
     THROTTLE_US_MAX = 4000,
     CLOSE_ATTEMPTS = 3,
+    ADMIT_WAIT_MS = 10000,
     AHEAD = 16, /* records whose cache misses overlap */
     CHECK_MS = 2000, /* of a start, for looking whether the store is whole */
 };
@@ -62,6 +63,7 @@ struct engine {
     int64_t expired_from; /* expiries before this were handed out already */
     uint64_t damaged;
     uint64_t throttled;
+    uint64_t waiting_since_ns; /* writes have been put off since; 0: they are not */
     enum err failed;
 };
 
@@ -92,6 +94,11 @@ static uint64_t now_ns(const struct engine *engine)
 {
     const struct clock *clock = &engine->config.io->clock;
     return clock->monotonic_ns(clock->ctx);
+}
+
+static uint64_t slot_size(const struct engine *engine)
+{
+    return engine->config.slot_size == 0 ? 64u << 20 : engine->config.slot_size;
 }
 
 /* ---- sealing and checkpoints ---- */
@@ -275,7 +282,7 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
 {
     struct wal_config config = {
         .io = engine->config.io,
-        .slot_size = engine->config.slot_size == 0 ? 64u << 20 : engine->config.slot_size,
+        .slot_size = slot_size(engine),
         .spare_slots = 2,
         .bytes_max = engine->config.log_bytes_max,
         .depth = 1,
@@ -458,14 +465,37 @@ void engine_close(struct engine *engine, bool checkpoint)
 
 /* ---- writes ---- */
 
+/* whether the log is at its budget rather than out of disk: a checkpoint makes room then */
+static bool at_log_budget(struct engine *engine)
+{
+    struct wal_stats stats;
+    wal_stats(engine->wal, &stats);
+    return stats.bytes + slot_size(engine) > engine->config.log_bytes_max;
+}
+
+/* Room that the checkpoint (or the log's filler) is about to make is worth waiting for, but not for ever,
+ * and not if the checkpoint itself has no room. */
+static enum err wait_or_refuse(struct engine *engine)
+{
+    uint64_t now = now_ns(engine);
+    if (engine->waiting_since_ns == 0) engine->waiting_since_ns = now;
+    if (atomic_load(&engine->checkpoint.failing)) return ERR_FULL;
+    if (now - engine->waiting_since_ns > (uint64_t)ADMIT_WAIT_MS * 1000000u) return ERR_FULL;
+    if (engine->active.last != 0) engine->seal_wanted = true;
+    return ERR_AGAIN;
+}
+
 enum err engine_admit(struct engine *engine, size_t size)
 {
     if (engine->failed != OK) return ERR_POISONED;
-    TRY(wal_admit(engine->wal, size));
-    if (engine->sealed.memtable != NULL &&
+    enum err err = wal_admit(engine->wal, size);
+    if (err == ERR_FULL && at_log_budget(engine)) err = ERR_AGAIN;
+    if (err == OK && engine->sealed.memtable != NULL &&
         layer_bytes(&engine->active) + size > engine->seal_bytes + engine->seal_bytes / 4)
-        return ERR_AGAIN;
-    return OK;
+        err = ERR_AGAIN;
+    if (err == ERR_AGAIN) return wait_or_refuse(engine);
+    engine->waiting_since_ns = 0;
+    return err;
 }
 
 static uint32_t throttle_us(struct engine *engine)

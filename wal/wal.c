@@ -190,7 +190,6 @@ static void *filler_main(void *argument)
         filler->slot = slot;
         filler->result = err;
         atomic_store(&filler->ready, true);
-        pthread_cond_signal(&filler->finished);
         if (err == OK && wal->config.wake != NULL) {
             pthread_mutex_unlock(&filler->lock);
             wal->config.wake(wal->config.ctx);
@@ -206,9 +205,7 @@ static enum err filler_start(struct wal *wal)
     struct filler *filler = &wal->filler;
     pthread_mutex_init(&filler->lock, NULL);
     pthread_cond_init(&filler->work, NULL);
-    pthread_cond_init(&filler->finished, NULL);
     if (pthread_create(&filler->thread, NULL, filler_main, wal) != 0) {
-        pthread_cond_destroy(&filler->finished);
         pthread_cond_destroy(&filler->work);
         pthread_mutex_destroy(&filler->lock);
         return ERR_NOMEM;
@@ -229,7 +226,6 @@ static void filler_stop(struct wal *wal)
     if (filler->slot != NULL) {
         slot_free(wal, filler->slot);
     }
-    pthread_cond_destroy(&filler->finished);
     pthread_cond_destroy(&filler->work);
     pthread_mutex_destroy(&filler->lock);
     filler->running = false;
@@ -292,21 +288,10 @@ static void maintain(struct wal *wal)
     pthread_mutex_unlock(&filler->lock);
 }
 
-/* Waits for a slot that is being filled. Only when the log has outrun the filler: refusing a write for
- * want of space that will be there in milliseconds would be a lie. */
-static void await_slot(struct wal *wal)
+/* A slot is being filled and nothing has gone wrong with it: room comes by itself, in milliseconds. */
+static bool slot_coming(const struct wal *wal)
 {
-    struct filler *filler = &wal->filler;
-    if (!filler->running || !filler->wanted) return;
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 2;
-    pthread_mutex_lock(&filler->lock);
-    while (!atomic_load(&filler->ready)) {
-        if (pthread_cond_timedwait(&filler->finished, &filler->lock, &until) != 0) break;
-    }
-    pthread_mutex_unlock(&filler->lock);
-    maintain(wal);
+    return wal->filler.running && wal->filler.wanted && wal->retry_ns == 0;
 }
 
 /* Gives trimmed slots back, oldest first. */
@@ -658,10 +643,8 @@ enum err wal_admit(struct wal *wal, size_t size)
     if (!fits) {
         maintain(wal);
         fits = slots_suffice(wal, size);
-        if (!fits && !refused) {
-            await_slot(wal);
-            fits = slots_suffice(wal, size);
-        }
+        /* to refuse for want of space that is on its way would be a lie */
+        if (!fits && slot_coming(wal)) return ERR_AGAIN;
     }
     if (fits == refused) {
         atomic_store_explicit(&wal->full, !fits, memory_order_relaxed);

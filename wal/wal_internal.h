@@ -90,7 +90,6 @@ struct filler {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t work;
-    pthread_cond_t finished;
     bool running;
     bool stop; /* under lock */
     bool wanted; /* under lock: a job waits or runs */

@@ -3,7 +3,6 @@
 once there is space again. Nothing acknowledged is lost on the way. Needs root for a small file system of its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -13,6 +12,18 @@ from lib import Node, RespError, check, eventually, main, temp_folder  # noqa: E
 
 def mount_tmpfs(folder, megabytes):
     return subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % megabytes, "tmpfs", folder]).returncode == 0
+
+
+def fill(path, leave):
+    """Takes all the space there is, then gives `leave` bytes of it back."""
+    size = 0
+    with open(path, "wb", buffering=0) as handle:
+        try:
+            while True:
+                size += handle.write(b"b" * (1 << 20))
+        except OSError:
+            pass
+        handle.truncate(max(0, size - leave))
 
 
 def test_full_disk_refuses_and_recovers():
@@ -26,10 +37,8 @@ def test_full_disk_refuses_and_recovers():
             client = node.client()
             value = b"v" * 20000
             stored = 0
-            # the ballast takes what is left, so that log and store run out soon
-            free = shutil.disk_usage(folder).free
-            with open(ballast, "wb") as handle:
-                handle.write(b"b" * max(0, free - (64 << 20)))
+            # the ballast takes all but a little of what is left once the log has its spare slots
+            fill(ballast, 24 << 20)
             refused = None
             for i in range(40000):
                 reply = client.cmd("SET", "k%d" % i, value)

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""The bank of planted bugs: the tests of the tests.
+
+A build with DURAMEN_BUG_BANK holds every planted bug; the environment variable DURAMEN_BUG chooses
+one at run time. Each must make the named test fail, and with none chosen the same test must pass. Prints
+a table; exit 1 if a bug goes unnoticed.
+
+    tests/bugs/bank.py [--build FOLDER] [NUMBER ...]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# number: (what is wrong, the build target that holds the check, the command from the build folder)
+SIM = "tests/sim/test_sim 8"
+
+
+def unit(folder, name, test="*"):
+    return "tests/%s/%s --filter %s -j1 --timeout 120" % (folder, name, test)
+
+
+def blackbox(script, test):
+    return "python3 %s/tests/blackbox/%s %s" % (SOURCE, script, test)
+
+
+BUGS = {
+    1: ("a record is reported durable when it is submitted, not when it is on disk", "test_wal test_crash", unit("wal", "test_crash", "crash/*")),
+    2: ("damage in the middle of the log is cut off as if it were a torn tail", "test_recovery", unit("wal", "test_recovery", "recovery/*")),
+    3: ("a failed log write is ignored", "test_wal", unit("wal", "test_wal", "wal/*")),
+    4: ("stale batches of a recycled slot are accepted", "test_crash", unit("wal", "test_recovery", "recovery/*")),
+    5: ("a torn batch is accepted if its header is whole", "test_crash", unit("wal", "test_crash", "crash/*")),
+    6: ("slots are recycled one segment too early", "test_crash", unit("wal", "test_crash", "crash/*")),
+    7: ("the checksum of a stored value is not looked at", "test_kv_value", unit("storage", "test_kv_value")),
+    8: ("an overwrite in place keeps the old expiry", "test_memtable", unit("storage", "test_memtable")),
+    9: ("a deleted key shows again from an older layer", "test_memtable", unit("storage", "test_memtable")),
+    10: ("the expiry index keeps the entry of an overwritten key", "test_kv", unit("contract", "test_kv")),
+    14: ("EXEC does not notice that a watched key was deleted", "duramen", blackbox("commands.py", "test_exec_sees_that_a_watched_key_was_deleted")),
+    15: ("SET without KEEPTTL keeps the old expiry", "duramen", blackbox("commands.py", "test_set_without_keepttl_forgets_the_expiry")),
+    16: ("INCR does not see increments that are not yet committed", "duramen", blackbox("commands.py", "test_pipelined_increments_all_count")),
+    20: ("the applied index is written before the data", "test_sim", SIM),
+    21: ("a checkpoint forgets deletions", "test_sim", SIM),
+    22: ("keys of the sealed memtable are not counted", "test_sim", SIM),
+    23: ("commands do not see what is proposed but not committed", "test_sim", SIM),
+    24: ("a checkpoint does not clear a cleared bucket", "test_sim", SIM),
+    25: ("recovery does not replay a clear", "test_sim", SIM),
+    26: ("expired keys are still shown", "test_sim", SIM),
+    27: ("recovery does not make durable what it read", "test_cache", unit("wal", "test_cache")),
+}
+
+
+def fails(command, bug, build):
+    environment = dict(os.environ, DURAMEN=os.path.join(build, "duramen"), SOURCE=SOURCE, BUILD=build)
+    environment["DURAMEN_BUG"] = str(bug)
+    environment["DURAMEN_BUG_FAST"] = "1"
+    try:
+        done = subprocess.run(command, shell=True, cwd=build, env=environment, timeout=300,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode != 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", default=os.path.join(SOURCE, "build", "bugs"))
+    parser.add_argument("--no-build", action="store_true")
+    parser.add_argument("numbers", nargs="*", type=int)
+    arguments = parser.parse_args()
+    chosen = arguments.numbers or sorted(BUGS)
+    if not arguments.no_build:
+        targets = sorted({target for number in chosen for target in BUGS[number][1].split()})
+        subprocess.run(["cmake", "--preset", "bugs", "-B", arguments.build], cwd=SOURCE, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cmake", "--build", arguments.build, "--target", *targets], check=True, stdout=subprocess.DEVNULL)
+    sound = {}
+    missed = 0
+    for number in chosen:
+        what, _, command = BUGS[number]
+        if command not in sound:
+            sound[command] = not fails(command, 0, arguments.build)
+        if not sound[command]:
+            verdict = "the check fails without any bug"
+        elif fails(command, number, arguments.build):
+            verdict = "caught"
+        else:
+            verdict = "MISSED"
+        missed += verdict != "caught"
+        print("%2d  %-7s %s\n      by %s" % (number, verdict, what, command.replace(SOURCE + "/", "")), flush=True)
+    print("%d planted bugs, %d caught" % (len(chosen), len(chosen) - missed))
+    return 1 if missed else 0
+
+
+sys.exit(main())
