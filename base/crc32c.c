@@ -39,8 +39,20 @@ __attribute__((target("sse4.2"))) static uint32_t crc_instruction(
         size -= 8;
     }
     crc = (uint32_t)wide;
-    while (size-- > 0)
-        crc = __builtin_ia32_crc32qi(crc, *at++);
+    /* keys and values are short: a tail byte by byte would cost as much as all before it */
+    if ((size & 4) != 0) {
+        uint32_t word;
+        memcpy(&word, at, 4);
+        crc = __builtin_ia32_crc32si(crc, word);
+        at += 4;
+    }
+    if ((size & 2) != 0) {
+        uint16_t word;
+        memcpy(&word, at, 2);
+        crc = __builtin_ia32_crc32hi(crc, word);
+        at += 2;
+    }
+    if ((size & 1) != 0) crc = __builtin_ia32_crc32qi(crc, *at);
     return crc;
 }
 #endif

@@ -260,6 +260,13 @@ static void on_ahead(void *ctx, const struct wal_record *record)
     engine_prefetch(ctx, record);
 }
 
+/* from the log's filler: writes that were put off have room now */
+static void on_slot(void *ctx)
+{
+    struct engine *engine = ctx;
+    if (engine->config.wake != NULL) engine->config.wake(engine->config.wake_ctx);
+}
+
 static void on_durable(void *ctx, lsn_t lsn)
 {
     struct engine *engine = ctx;
@@ -296,6 +303,7 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
         .on_ahead = on_ahead,
         .on_replay = on_replay,
         .on_durable = on_durable,
+        .wake = on_slot,
     };
     memcpy(config.store_id, engine->config.store_id, sizeof config.store_id);
     uint64_t started = now_ns(engine);
@@ -659,6 +667,7 @@ struct engine_cursor {
     bool have[LAYERS];
     bool advance[LAYERS];
     struct memtable_entry entry[LAYERS];
+    bool cleared; /* some layer in memory has cleared a bucket */
     enum err store_error; /* OK, or ERR_CORRUPT for the store's current key */
 };
 
@@ -689,6 +698,13 @@ static void advance_layer(struct engine_cursor *cursor, int layer, enum err *err
     }
 }
 
+static void note_cleared(void *ctx, uint16_t bucket, uint64_t version)
+{
+    (void)bucket;
+    (void)version;
+    *(bool *)ctx = true;
+}
+
 enum err engine_cursor_open(struct engine *engine, uint16_t range, struct bytes from, bool after,
     struct engine_cursor **cursor_out)
 {
@@ -699,6 +715,8 @@ enum err engine_cursor_open(struct engine *engine, uint16_t range, struct bytes 
     const struct memtable *memtables[STORE] = {engine->active.memtable, engine->sealed.memtable};
     for (int layer = 0; layer < STORE; layer++) {
         cursor->in_memory[layer] = memtables[layer] != NULL;
+        if (memtables[layer] != NULL)
+            memtable_each_cleared(memtables[layer], note_cleared, &cursor->cleared);
         if (memtables[layer] != NULL)
             memtable_seek(memtables[layer], range, from, &cursor->memory[layer]);
         load_memory(cursor, layer);
@@ -728,11 +746,36 @@ enum err engine_cursor_open(struct engine *engine, uint16_t range, struct bytes 
 /* whether a newer layer's clearing of the key's bucket hides it */
 static bool hidden(const struct engine_cursor *cursor, int layer, struct bytes key)
 {
+    if (!cursor->cleared) return false;
     uint16_t bucket = load_u16_be(key.at);
     const struct engine *engine = cursor->engine;
     if (layer > 0 && memtable_cleared(engine->active.memtable, bucket)) return true;
     return layer > 1 && engine->sealed.memtable != NULL &&
         memtable_cleared(engine->sealed.memtable, bucket);
+}
+
+/* The layer with the smallest key, the newest of equals; every layer that has the key is marked to move
+ * on. -1 at the end. */
+static int choose(struct engine_cursor *cursor)
+{
+    if (!cursor->have[0] && !cursor->have[1]) {
+        /* nearly all of a large store: nothing in memory to merge with */
+        cursor->advance[STORE] = cursor->have[STORE];
+        return cursor->have[STORE] ? STORE : -1;
+    }
+    int winner = -1;
+    for (int layer = 0; layer < LAYERS; layer++) {
+        if (!cursor->have[layer]) continue;
+        int order =
+            winner < 0 ? -1 : bytes_compare(cursor->entry[layer].key, cursor->entry[winner].key);
+        if (order < 0) {
+            for (int newer = 0; newer < layer; newer++)
+                cursor->advance[newer] = false;
+            winner = layer;
+        }
+        if (order <= 0) cursor->advance[layer] = true;
+    }
+    return winner;
 }
 
 enum err engine_cursor_next(
@@ -744,19 +787,7 @@ enum err engine_cursor_next(
             if (cursor->advance[layer]) advance_layer(cursor, layer, &err);
             if (err != OK) return err;
         }
-        int winner = -1;
-        for (int layer = 0; layer < LAYERS; layer++) {
-            if (!cursor->have[layer]) continue;
-            int order = winner < 0
-                ? -1
-                : bytes_compare(cursor->entry[layer].key, cursor->entry[winner].key);
-            if (order < 0) {
-                for (int older = 0; older < layer; older++)
-                    cursor->advance[older] = false;
-                winner = layer;
-            }
-            if (order <= 0) cursor->advance[layer] = true;
-        }
+        int winner = choose(cursor);
         if (winner < 0) return ERR_NOT_FOUND;
         const struct memtable_entry *entry = &cursor->entry[winner];
         if (entry->tombstone || hidden(cursor, winner, entry->key)) continue;
