@@ -665,40 +665,41 @@ ON_BOTH(a_watched_descriptor_is_reported_until_it_is_empty)
 
 /* Out of descriptors: who cannot be accepted waits until somebody leaves. */
 
+enum { CROWD = 40 };
+static int crowd[CROWD];
+
 static void crowding_client(struct world *world)
 {
-    enum { COUNT = 40 };
-    int fds[COUNT];
-    for (int i = 0; i < COUNT; i++)
-        fds[i] = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in address = {.sin_family = AF_INET,
         .sin_port = htons(world->port),
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct rlimit old, low;
-    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &old), 0);
-    low = old;
-    int next = dup(0);
-    close(next);
-    low.rlim_cur = (rlim_t)next + 10;
-    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &low), 0);
-    for (int i = 0; i < COUNT; i++) {
-        cr_assert_eq(connect(fds[i], (struct sockaddr *)&address, sizeof address), 0);
-        send_all(fds[i], "x", 1);
+    for (int i = 0; i < CROWD; i++) {
+        cr_assert_eq(connect(crowd[i], (struct sockaddr *)&address, sizeof address), 0);
+        send_all(crowd[i], "x", 1);
     }
     char byte;
-    receive_all(fds[0], &byte, 1);
-    cr_assert_lt(world->accepted, COUNT);
-    for (int i = 0; i < COUNT; i++) {
-        if (i > 0) receive_all(fds[i], &byte, 1);
-        close(fds[i]);
+    receive_all(crowd[0], &byte, 1);
+    sync_with_loop(world);
+    cr_assert_lt(world->accepted, CROWD);
+    for (int i = 0; i < CROWD; i++) {
+        if (i > 0) receive_all(crowd[i], &byte, 1);
+        close(crowd[i]);
     }
-    setrlimit(RLIMIT_NOFILE, &old);
 }
 
 ON_BOTH(accepting_goes_on_after_descriptors_ran_out)
 {
     struct world *world = new_world(crowding_client);
     world->echo = true;
+    for (int i = 0; i < CROWD; i++)
+        crowd[i] = socket(AF_INET, SOCK_STREAM, 0);
+    /* before the loop opens: io_uring takes the limit of the time when the accept was asked for */
+    struct rlimit limit;
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    int next = dup(0);
+    close(next);
+    limit.rlim_cur = (rlim_t)next + 20;
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
     run_world(world, uring, 5);
 }
 
