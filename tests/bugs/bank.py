@@ -20,7 +20,7 @@ SIM = "tests/sim/test_sim 8"
 
 
 def unit(folder, name, test="*"):
-    return "tests/%s/%s --filter %s -j1 --timeout 120" % (folder, name, test)
+    return "tests/%s/%s --filter '%s' -j1 --timeout 120" % (folder, name, test)
 
 
 def blackbox(script, test):
@@ -28,12 +28,12 @@ def blackbox(script, test):
 
 
 BUGS = {
-    1: ("a record is reported durable when it is submitted, not when it is on disk", "test_wal test_crash", unit("wal", "test_crash", "crash/*")),
-    2: ("damage in the middle of the log is cut off as if it were a torn tail", "test_recovery", unit("wal", "test_recovery", "recovery/*")),
-    3: ("a failed log write is ignored", "test_wal", unit("wal", "test_wal", "wal/*")),
-    4: ("stale batches of a recycled slot are accepted", "test_crash", unit("wal", "test_recovery", "recovery/*")),
-    5: ("a torn batch is accepted if its header is whole", "test_crash", unit("wal", "test_crash", "crash/*")),
-    6: ("slots are recycled one segment too early", "test_crash", unit("wal", "test_crash", "crash/*")),
+    1: ("a record is reported durable when it is submitted, not when it is on disk", "test_wal", unit("wal", "test_wal", "wal/nothing_is_durable_before_its_write_has_ended")),
+    2: ("damage in the middle of the log is cut off as if it were a torn tail", "test_recovery", unit("wal", "test_recovery", "recovery/a_flip_anywhere_in_the_log_is_damage_and_never_a_shorter_log")),
+    3: ("a failed log write is ignored", "test_wal", unit("wal", "test_wal", "wal/a_failed_write_poisons_the_log_for_good")),
+    4: ("stale batches of a recycled slot are accepted", "test_recovery", unit("wal", "test_recovery", "recovery/a_stale_batch_of_an_earlier_life_is_not_taken")),
+    5: ("a torn batch is accepted if its header is whole", "test_record", unit("wal", "test_record", "record/every_flipped_bit_of_a_batch_is_seen")),
+    6: ("slots are recycled one segment too early", "test_crash", unit("wal", "test_crash", "crash/power_cut_at_every_operation")),
     7: ("the checksum of a stored value is not looked at", "test_kv_value", unit("storage", "test_kv_value")),
     8: ("an overwrite in place keeps the old expiry", "test_memtable", unit("storage", "test_memtable")),
     9: ("a deleted key shows again from an older layer", "test_memtable", unit("storage", "test_memtable")),
@@ -41,6 +41,9 @@ BUGS = {
     14: ("EXEC does not notice that a watched key was deleted", "duramen", blackbox("commands.py", "test_exec_sees_that_a_watched_key_was_deleted")),
     15: ("SET without KEEPTTL keeps the old expiry", "duramen", blackbox("commands.py", "test_set_without_keepttl_forgets_the_expiry")),
     16: ("INCR does not see increments that are not yet committed", "duramen", blackbox("commands.py", "test_pipelined_increments_all_count")),
+    17: ("a backup lacks what changed while its image was read", "test_backup", unit("storage", "test_backup", "backup/changes_while_the_image_is_read_come_in_by_the_log")),
+    18: ("restore does not look at a block's checksum", "test_backup", unit("storage", "test_backup", "backup/every_flipped_byte_and_every_cut_is_refused")),
+    19: ("a second process may open the folder", "test_folder", unit("storage", "test_folder", "folder/a_second_process_is_refused_and_told_who_has_it")),
     20: ("the applied index is written before the data", "test_sim", SIM),
     21: ("a checkpoint forgets deletions", "test_sim", SIM),
     22: ("keys of the sealed memtable are not counted", "test_sim", SIM),
@@ -55,12 +58,13 @@ BUGS = {
 def fails(command, bug, build):
     environment = dict(os.environ, DURAMEN=os.path.join(build, "duramen"), SOURCE=SOURCE, BUILD=build)
     environment["DURAMEN_BUG"] = str(bug)
-    environment["DURAMEN_BUG_FAST"] = "1"
     try:
         done = subprocess.run(command, shell=True, cwd=build, env=environment, timeout=300,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except subprocess.TimeoutExpired:
         return True
+    if b"Tested: 0 " in done.stdout:
+        sys.exit("no such test: " + command)
     return done.returncode != 0
 
 
