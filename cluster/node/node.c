@@ -779,6 +779,12 @@ static void remove_expired(void *ctx, uint16_t range, struct bytes stored)
     if (has_expired(node, &value) && node_delete(node, bucket, key)) node->expired++;
 }
 
+void node_idle(struct node *node)
+{
+    struct wal *wal = engine_wal(node->engine);
+    if (!node->failed && !node->unsent && !wal_in_flight(wal)) wal_idle(wal);
+}
+
 void node_tick(struct node *node)
 {
     if (node->failed) return;

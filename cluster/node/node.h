@@ -59,6 +59,9 @@ void node_turn_end(struct node *node, bool alone);
 enum err node_poll(struct node *node) MUST_CHECK;
 /* Periodic: expiry, promises, sealing by age. Every 100 ms or so. */
 void node_tick(struct node *node);
+/* More often (10 to 20 ms): once nothing is under way, the log notes that what was acknowledged is durable, so
+ * that damage to the very last batch cannot pass for an unfinished write. */
+void node_idle(struct node *node);
 
 ticket_t node_committed(const struct node *node);
 /* The ticket of the newest proposed record: what a reply that used the pending view waits for.
