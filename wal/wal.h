@@ -104,7 +104,8 @@ enum err wal_open(
 void wal_close(struct wal *wal);
 
 /* OK, or why a new write of `size` payload bytes must be refused now: ERR_FULL (no spare slot and
- * none can be had; clears itself), ERR_AGAIN (a slot is being filled), ERR_TOO_LARGE (over wal_record_size_max), ERR_POISONED. */
+ * none can be had; clears itself), ERR_AGAIN (a slot is being filled), ERR_TOO_LARGE (over
+ * wal_record_size_max), ERR_POISONED. */
 enum err wal_admit(struct wal *wal, size_t size) MUST_CHECK;
 /* Largest payload of one record: about half a slot. */
 size_t wal_record_size_max(const struct wal *wal);
