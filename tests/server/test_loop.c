@@ -553,7 +553,7 @@ static void counting_client(struct world *world)
 
 static void hold_the_loop(struct world *world)
 {
-    while (atomic_load(&world->asked) == 1000000)
+    while (atomic_load(&world->seen) == 1000000 && atomic_load(&world->asked) == 1000000)
         sched_yield();
 }
 
