@@ -39,7 +39,9 @@ enum {
 };
 
 enum {
-    TICK_MS = 100,
+    TICK_MS = 20, /* of the log's idle marks */
+    TICKS_PER_ROUND = 5, /* everything else that is periodic */
+    FEW_PROCESSORS = 2, /* up to here the log's thread shares the loop's */
     ALONE_AFTER_MS = 10,
     STOP_WITHIN_MS = 2000,
     LISTEN_BACKLOG = 4096,
@@ -154,6 +156,8 @@ static void on_tick(void *ctx)
 {
     struct server *server = ctx;
     if (node_poll(server->node) != OK) stop_poisoned();
+    node_idle(server->node);
+    if (++server->ticks % TICKS_PER_ROUND != 0) return;
     node_tick(server->node);
     sessions_tick(server);
 }
@@ -570,6 +574,7 @@ static int run_in_folder(struct server *server, struct folder *folder)
             log_io_name(server->config.log_io), err_text(err));
         return EXIT_FAILED;
     }
+    if (sysconf(_SC_NPROCESSORS_ONLN) <= FEW_PROCESSORS) disk_follow(&disk);
     server->io.disk = disk;
     server->disk = &server->io.disk;
     int code = open_the_loop(server);

@@ -125,6 +125,7 @@ struct server {
     uint32_t slowlog_count;
     uint64_t slowlog_next_id;
     uint64_t run_id[3];             /* random, shown by INFO */
+    uint32_t ticks;
     bool stopping;
     int exit_code;
 };

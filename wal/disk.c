@@ -125,6 +125,11 @@ enum err disk_open(
     return err;
 }
 
+void disk_follow(struct disk *disk)
+{
+    if (strcmp(disk->name, "posix") == 0) disk_posix_follow(disk);
+}
+
 void disk_close(struct disk *disk)
 {
     if (disk->ctx == NULL) return;

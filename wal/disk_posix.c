@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -289,6 +290,8 @@ struct disk_posix {
     void (*wake)(void *wake_ctx);
     void *wake_ctx; /* ... here */
     atomic_bool any_finished; /* lets poll() look without the lock */
+    bool follow; /* the submitter's alone */
+    int cpu; /* where the log thread was put; -1: nowhere */
 };
 
 static void push(struct disk_op **first, struct disk_op **last, struct disk_op *op)
@@ -365,10 +368,29 @@ static uint64_t monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Moves the log thread to the submitter's processor. The two work in turns: the loop submits and
+ * sleeps, the log thread starts the write and sleeps, and so on. On one processor each hand-over is a switch
+ * of threads; across two it is an interrupt to a processor that may have to leave its idle state,
+ * and the client gets the other processor to itself. */
+static void follow(struct disk_posix *posix)
+{
+    int cpu = sched_getcpu();
+    if (cpu < 0 || cpu == posix->cpu || cpu >= CPU_SETSIZE) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)cpu, &set);
+    /* if it is not allowed, the thread stays where the scheduler puts it */
+    (void)pthread_setaffinity_np(posix->thread, sizeof set, &set);
+    posix->cpu = cpu;
+}
+
 static void posix_submit(void *ctx, struct disk_op *op)
 {
     struct disk_posix *posix = ctx;
     op->submitted_ns = monotonic_ns();
+    if (posix->follow) {
+        follow(posix);
+    }
     pthread_mutex_lock(&posix->lock);
     push(&posix->queue, &posix->queue_last, op);
     bool asleep = posix->asleep;
@@ -432,12 +454,19 @@ enum err disk_posix_open(const char *folder, enum log_io mode, struct disk *disk
         free(posix);
         return ERR_NOMEM;
     }
+    posix->cpu = -1;
     *disk_out = (struct disk){.ctx = posix, .name = "posix"};
     disk_files_table(disk_out);
     disk_out->submit = posix_submit;
     disk_out->poll = posix_poll;
     disk_out->set_wake = posix_set_wake;
     return OK;
+}
+
+void disk_posix_follow(struct disk *disk)
+{
+    struct disk_posix *posix = disk->ctx;
+    posix->follow = true;
 }
 
 void disk_posix_close(struct disk *disk)

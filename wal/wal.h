@@ -165,12 +165,17 @@ enum err wal_verify(const struct wal_config *config, void (*found)(void *ctx, co
 enum log_io { LOG_IO_AUTO, LOG_IO_DSYNC, LOG_IO_RING_DSYNC, LOG_IO_RING_LINK, LOG_IO_POSIX };
 enum err disk_posix_open(const char *folder, enum log_io mode, struct disk *disk_out) MUST_CHECK;
 void disk_posix_close(struct disk *disk);
+/* The log thread keeps to the processor of the thread that submits: see disk_follow(). */
+void disk_posix_follow(struct disk *disk);
 enum err disk_uring_open(const char *folder, enum log_io mode, struct disk *disk_out) MUST_CHECK;
 void disk_uring_close(struct disk *disk);
 /* Chooses by the rule of docs/decisions/0003-log-io.md; *mode_out says what was chosen. */
 enum err disk_open(const char *folder, enum log_io wanted, struct disk *disk_out,
     enum log_io *mode_out) MUST_CHECK;
 void disk_close(struct disk *disk);
+/* For an owner that is one event loop on a machine of few processors: the log's thread, if there is one,
+ * shares the owner's processor (docs/decisions/0003-log-io.md has the measurement). */
+void disk_follow(struct disk *disk);
 const char *log_io_name(enum log_io mode);
 
 #endif
