@@ -298,6 +298,7 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
         .promised = engine->promised,
         .accept_loss = engine->config.accept_loss,
         .fresh = fresh,
+        .turns = engine->config.turns,
         .background = engine->config.background,
         .ctx = engine,
         .on_ahead = on_ahead,

@@ -36,6 +36,7 @@ struct engine_config {
     uint32_t chunk_puts; /* entries per checkpoint transaction; 0: default */
     bool background; /* own checkpoint thread, slot filling in the background */
     bool create;
+    bool turns; /* engine_flush() ends every turn in which engine_poll() ran */
     bool scrub; /* visit every stored value in the background */
     void *ctx;
     /* Records up to lsn are durable. From engine_poll() and engine_flush(). */

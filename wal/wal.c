@@ -728,8 +728,9 @@ enum err wal_poll(struct wal *wal)
         (void)wal->io.disk.poll(wal->io.disk.ctx);
     }
     advance(wal);
-    /* The next write first: the owner's work on what is durable now goes on beside it. */
-    pump(wal);
+    /* The next write first: the owner's work on what is durable now goes on beside it. An owner that
+     * works in turns sends it at the end of this one, with what arrives until then. */
+    if (!wal->config.turns) pump(wal);
     report_durable(wal);
     if (wal->poisoned) return ERR_POISONED;
     maintain(wal);
@@ -749,6 +750,11 @@ void wal_idle(struct wal *wal)
     if (!mark_due(wal)) return;
     if (wal_append(wal, WAL_RECORD_MARK, 0, 0, NULL) == NULL) return;
     wal_flush(wal, 0);
+}
+
+bool wal_waiting(const struct wal *wal)
+{
+    return wal->unsent != NULL;
 }
 
 bool wal_in_flight(const struct wal *wal)

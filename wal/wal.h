@@ -55,6 +55,7 @@ struct wal_config {
     lsn_t promised; /* from kv meta: highest LSN known durable then */
     lsn_t accept_loss; /* operator's --accept-loss: cut damage at or after this LSN; 0 = no */
     bool fresh; /* a restored store: no slots are expected although applied > 0 */
+    bool turns; /* the owner calls wal_flush() after wal_poll() whenever wal_waiting() */
     bool background; /* fill slots in a thread of its own (false in the simulator) */
     void *ctx;
     /* Before on_replay: this record comes a few places later. For prefetching; may be NULL. */
@@ -128,6 +129,8 @@ enum err wal_poll(struct wal *wal) MUST_CHECK;
  * ms. */
 void wal_idle(struct wal *wal);
 bool wal_in_flight(const struct wal *wal);
+/* True if records wait to be sent off. */
+bool wal_waiting(const struct wal *wal);
 
 /* The record after `lsn` among those still in memory; false if there is none. */
 bool wal_next_record(struct wal *wal, lsn_t lsn, struct wal_record *record_out);

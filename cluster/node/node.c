@@ -44,7 +44,6 @@ struct node {
     ticket_t proposed;
     int64_t now_ms;
     bool failed;
-    bool unsent; /* something was proposed since the last flush */
 
     bool in_txn;
     struct scratch *scratch; /* the chunk in use is first */
@@ -133,6 +132,7 @@ static enum err open_engine(struct node *node, struct engine_report *report)
         .chunk_puts = config->chunk_puts,
         .background = config->background,
         .create = config->create,
+        .turns = true,
         .scrub = config->scrub,
         .ctx = node,
         .on_durable = on_durable,
@@ -218,10 +218,7 @@ void node_turn_begin(struct node *node)
 void node_turn_end(struct node *node, bool alone)
 {
     ASSERT(!node->in_txn);
-    if (node->unsent && !node->failed) {
-        node->unsent = false;
-        engine_flush(node->engine, alone);
-    }
+    if (!node->failed && wal_waiting(engine_wal(node->engine))) engine_flush(node->engine, alone);
     engine_read_done(node->engine);
 }
 
@@ -481,7 +478,6 @@ ticket_t node_txn_commit(struct node *node)
     pending_keep(&node->pending);
     scratch_reset(node);
     node->proposed = lsn;
-    node->unsent = true;
     return lsn;
 }
 
@@ -782,7 +778,7 @@ static void remove_expired(void *ctx, uint16_t range, struct bytes stored)
 void node_idle(struct node *node)
 {
     struct wal *wal = engine_wal(node->engine);
-    if (!node->failed && !node->unsent && !wal_in_flight(wal)) wal_idle(wal);
+    if (!node->failed && !wal_waiting(wal) && !wal_in_flight(wal)) wal_idle(wal);
 }
 
 void node_tick(struct node *node)
