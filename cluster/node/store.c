@@ -150,7 +150,12 @@ enum err store_open(const struct store_config *config, struct store **store_out)
 {
     struct store *store = calloc(1, sizeof *store);
     if (store == NULL) return ERR_NOMEM;
-    pthread_mutex_init(&store->lock, NULL);
+    /* the lock is held for less than a hand-over takes: waiters try for a moment before they sleep */
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&store->lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
     struct folder_identity wanted = {
         .ranges = config->ranges == 0 ? DEFAULT_RANGES : config->ranges};
     char detail[512];
