@@ -8,9 +8,7 @@
 #include "bench/bench.h"
 #include "server/cli.h"
 #include "server/suggest.h"
-#ifdef DURAMEN_SIM
 #include "sim/sim.h"
-#endif
 
 /* The program: finds the subcommand and hands over. */
 
@@ -50,12 +48,10 @@ static const struct cli_command commands[] = {
         .summary = "measure a server or an engine under load",
         .flags = BENCH_FLAGS,
         .run = bench_main},
-#ifdef DURAMEN_SIM
     {.name = "sim",
         .summary = "run the deterministic simulator",
         .flags = "--seed --runs --nodes --ticks --scenario --verbose",
         .run = sim_main},
-#endif
     {.name = "passwd",
         .summary = "turn a password into the form that configuration files take",
         .options = cli_no_options,
