@@ -532,3 +532,18 @@ bool cursor_find(
     cursor_link_use(state, number);
     return true;
 }
+
+bool database_number(struct call *call, int64_t number, uint16_t *bucket_out)
+{
+    if (number < INT32_MIN || number > INT32_MAX) {
+        resp_error(call->out,
+            "ERR value is out of range, value must between -2147483648 and 2147483647");
+        return false;
+    }
+    if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {
+        resp_error(call->out, "ERR DB index is out of range");
+        return false;
+    }
+    *bucket_out = (uint16_t)number;
+    return true;
+}

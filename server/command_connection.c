@@ -87,16 +87,7 @@ static void run_select(struct call *call)
     uint16_t bucket;
     struct bytes name = call->argv[1];
     if (argument_integer(name, &number)) {
-        if (number < INT32_MIN || number > INT32_MAX) {
-            resp_error(call->out,
-                "ERR value is out of range, value must between -2147483648 and 2147483647");
-            return;
-        }
-        if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {
-            resp_error(call->out, "ERR DB index is out of range");
-            return;
-        }
-        bucket = (uint16_t)number;
+        if (!database_number(call, number, &bucket)) return;
     } else {
         enum err err = node_bucket_find(call->node, name, &bucket);
         if (err == ERR_INVALID) {

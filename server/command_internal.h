@@ -86,4 +86,7 @@ bool client_name_valid(struct call *call, struct bytes name);
 bool command_is_subcommand_of(const struct command *command, const struct command *container);
 bool command_is_top_level(const struct command *command);
 
+/* The bucket of a Redis database number; false: an error was replied. */
+bool database_number(struct call *call, int64_t number, uint16_t *bucket_out);
+
 #endif

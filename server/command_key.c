@@ -91,16 +91,7 @@ static void run_copy(struct call *call)
         } else if (argument_is(call->argv[i], "db") && i + 1 < call->argc) {
             int64_t number;
             if (!integer_argument(call, call->argv[++i], &number)) return;
-            if (number < INT32_MIN || number > INT32_MAX) {
-                resp_error(call->out,
-                    "ERR value is out of range, value must between -2147483648 and 2147483647");
-                return;
-            }
-            if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {
-                resp_error(call->out, "ERR DB index is out of range");
-                return;
-            }
-            target = (uint16_t)number;
+            if (!database_number(call, number, &target)) return;
         } else {
             reply_syntax_error(call);
             return;
