@@ -468,7 +468,6 @@ static int open_node(struct server *server, const struct folder *folder)
     struct node_config node_config = {
         .io = &server->io,
         .kv = &kv_lmdb,
-        .folder = folder->path,
         .kv_folder = folder->db,
         .name = folder->identity.name,
         .ranges = folder->identity.ranges,

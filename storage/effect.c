@@ -2,6 +2,13 @@
 
 #include "base/check.h"
 
+struct bytes effect_stored_key(uint8_t *at, uint16_t bucket, struct bytes key)
+{
+    store_u16_be(at, bucket);
+    if (key.size > 0) memcpy(at + 2, key.at, key.size);
+    return bytes_of(at, key.size + 2);
+}
+
 size_t effect_size(size_t key_size, size_t value_size)
 {
     return round_up(EFFECT_HEADER + key_size + value_size, 8);

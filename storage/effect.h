@@ -23,6 +23,9 @@ enum { EFFECT_HEADER = 24, KEY_SIZE_MAX = 400, VALUE_SIZE_MAX = 16 << 20 };
 
 /* A key as memtable and bottom store have it: u16 bucket big-endian, then the user's key. */
 enum { KEY_SIZE_MAX_STORED = KEY_SIZE_MAX + 2 };
+/* Writes that form of a key of at most KEY_SIZE_MAX bytes to `at`, which has room for
+ * KEY_SIZE_MAX_STORED; the result borrows from `at`. */
+struct bytes effect_stored_key(uint8_t *at, uint16_t bucket, struct bytes key);
 
 struct effect {
     uint8_t kind;

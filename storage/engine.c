@@ -542,14 +542,6 @@ void engine_tick(struct engine *engine)
     if (!wal_in_flight(engine->wal)) wal_idle(engine->wal);
 }
 
-/* the key as memtable and store have it; `at` has room for KEY_SIZE_MAX_STORED */
-static struct bytes stored_key(uint8_t *at, const struct effect *effect)
-{
-    store_u16_be(at, effect->bucket);
-    memcpy(at + 2, effect->key.at, effect->key.size);
-    return bytes_of(at, effect->key.size + 2);
-}
-
 static enum err apply_effect(struct engine *engine, const struct effect *effect, lsn_t lsn)
 {
     struct memtable *memtable = engine->active.memtable;
@@ -559,7 +551,7 @@ static enum err apply_effect(struct engine *engine, const struct effect *effect,
         return memtable_clear_bucket(memtable, effect->bucket, lsn);
 
     uint8_t stored[KEY_SIZE_MAX_STORED];
-    struct bytes key = stored_key(stored, effect);
+    struct bytes key = effect_stored_key(stored, effect->bucket, effect->key);
     engine->range_applied[effect->range] = lsn;
     if (effect->kind == EFFECT_DELETE) return memtable_delete(memtable, effect->range, key, lsn);
 
@@ -603,7 +595,8 @@ void engine_prefetch(const struct engine *engine, const struct wal_record *recor
     if (effect_next(&rest, &effect) != OK || effect.kind == EFFECT_CLEAR_BUCKET) return;
     if (effect.range > engine->config.ranges) return;
     uint8_t stored[KEY_SIZE_MAX_STORED];
-    memtable_prefetch(engine->active.memtable, effect.range, stored_key(stored, &effect));
+    memtable_prefetch(engine->active.memtable, effect.range,
+        effect_stored_key(stored, effect.bucket, effect.key));
 }
 
 enum err engine_apply_up_to(struct engine *engine, lsn_t lsn)

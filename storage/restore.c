@@ -331,10 +331,8 @@ static enum err put_effects(
             TRY(clear_bucket(target, write, effect.bucket));
             continue;
         }
-        uint8_t key[2 + KEY_SIZE_MAX];
-        store_u16_be(key, effect.bucket);
-        if (effect.key.size > 0) memcpy(key + 2, effect.key.at, effect.key.size);
-        struct bytes stored_key = bytes_of(key, 2 + effect.key.size);
+        uint8_t key[KEY_SIZE_MAX_STORED];
+        struct bytes stored_key = effect_stored_key(key, effect.bucket, effect.key);
         if (effect.kind == EFFECT_DELETE) {
             TRY(target->ops->del(write, effect.range, stored_key));
             continue;

@@ -242,14 +242,6 @@ ticket_t node_pending_ticket(const struct node *node)
 
 /* ---- reading ---- */
 
-/* `at` has room for KEY_SIZE_MAX_STORED */
-static struct bytes stored_key(uint8_t *at, uint16_t bucket, struct bytes key)
-{
-    store_u16_be(at, bucket);
-    if (key.size > 0) memcpy(at + 2, key.at, key.size);
-    return bytes_of(at, key.size + 2);
-}
-
 static struct value pending_value(const struct pending_entry *entry)
 {
     return (struct value){
@@ -277,7 +269,7 @@ static enum err get_raw(struct node *node, enum node_view view, uint16_t range, 
         }
     }
     uint8_t buffer[KEY_SIZE_MAX_STORED];
-    return engine_get(node->engine, range, stored_key(buffer, bucket, key), value_out);
+    return engine_get(node->engine, range, effect_stored_key(buffer, bucket, key), value_out);
 }
 
 static bool has_expired(const struct node *node, const struct value *value)
@@ -633,8 +625,8 @@ enum err node_walk(struct node *node, enum node_view view, uint16_t bucket,
     uint32_t first = after ? position->range : 1;
     for (uint32_t range = first; range <= node->config.ranges; range++) {
         bool here = after && range == first;
-        struct bytes from =
-            stored_key(buffer, bucket, bytes_of(position->key, here ? position->key_size : 0));
+        struct bytes from = effect_stored_key(
+            buffer, bucket, bytes_of(position->key, here ? position->key_size : 0));
         walk.range = (uint16_t)range;
         enum err err = engine_scan(node->engine, walk.range, from, here, walk_committed, &walk);
         if (err == ERR_CORRUPT) damage = err;
@@ -710,9 +702,9 @@ enum err node_page(struct node *node, uint16_t bucket, struct bytes prefix, stru
 {
     if (prefix.size > KEY_SIZE_MAX || after.size > KEY_SIZE_MAX) return ERR_TOO_LARGE;
     uint8_t prefix_buffer[KEY_SIZE_MAX_STORED], from_buffer[KEY_SIZE_MAX_STORED];
-    struct bytes stored_prefix = stored_key(prefix_buffer, bucket, prefix);
+    struct bytes stored_prefix = effect_stored_key(prefix_buffer, bucket, prefix);
     bool resume = after.size > 0 && bytes_compare(after, prefix) >= 0;
-    struct bytes from = stored_key(from_buffer, bucket, resume ? after : prefix);
+    struct bytes from = effect_stored_key(from_buffer, bucket, resume ? after : prefix);
     *more_out = false;
 
     uint32_t ranges = node->config.ranges;

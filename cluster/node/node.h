@@ -23,7 +23,6 @@ typedef uint64_t ticket_t;
 struct node_config {
     const struct io *io;
     const struct kv_ops *kv;
-    const char *folder; /* of the node's data; holds identity, wal/, db/ */
     const char *kv_folder;
     const char *name; /* NULL: made up at creation */
     uint8_t cluster_id[16];

@@ -30,7 +30,6 @@ struct store {
     pthread_mutex_t lock;
     struct engine *engine;
     struct folder folder;
-    struct disk disk;
     struct io io;
     uint32_t ranges;
     uint64_t open_batch; /* number of the batch that appends go to */
@@ -319,14 +318,6 @@ lsn_t store_wait(struct store *store, lsn_t after, enum err *err_out)
     }
 }
 
-/* the key as the engine has it; `at` has room for KEY_SIZE_MAX_STORED */
-static struct bytes stored_key(uint8_t *at, struct bytes key)
-{
-    store_u16_be(at, BUCKET);
-    memcpy(at + 2, key.at, key.size);
-    return bytes_of(at, key.size + 2);
-}
-
 enum err store_get(
     struct store *store, struct bytes key, void *at, size_t capacity, size_t *size_out)
 {
@@ -335,7 +326,7 @@ enum err store_get(
     struct value value;
     uint16_t range = map_range(key, store->ranges);
     pthread_mutex_lock(&store->lock);
-    enum err err = engine_get(store->engine, range, stored_key(buffer, key), &value);
+    enum err err = engine_get(store->engine, range, effect_stored_key(buffer, BUCKET, key), &value);
     if (err == OK) {
         size_t size = value.bytes.size < capacity ? value.bytes.size : capacity;
         if (size > 0) memcpy(at, value.bytes.at, size);

@@ -114,7 +114,6 @@ static void start(void)
     fixture->real.set_wake(fixture->real.ctx, wake, server);
     struct node_config config = {.io = &server->io,
         .kv = &kv_lmdb,
-        .folder = fixture->folder,
         .kv_folder = db,
         .ranges = 4,
         .memory = 64 << 20,
