@@ -7,7 +7,7 @@
 #include "base/err.h"
 
 /* The world, passed in. Everything below the server that needs time or the disk gets it through
- * these tables; the simulator passes its own. (The network joins them with replication.) */
+ * these tables; the simulator passes its own. */
 
 struct clock {
     void *ctx;
@@ -84,10 +84,67 @@ struct disk {
     void (*set_wake)(void *ctx, void (*wake)(void *wake_ctx), void *wake_ctx);
 };
 
+/* Messages between nodes. A lane to a peer is one-way and keeps order; a frame either arrives whole and
+ * once, or not at all: "sent" never means delivered. Lanes have own connections and queues, so that bulk
+ * data never delays a vote. */
+enum net_lane { NET_CONTROL, NET_DATA, NET_BULK, NET_LANES };
+
+enum { NET_FRAME_MAX = 1 << 20 };
+
+/* Where a frame came from; the transport has checked that it belongs to this cluster, is not a replay, and (with a
+ * secret) that a holder of the secret made it. */
+struct net_peer {
+    uint16_t node; /* the sender's number; 0: it has none yet (it asks to join) */
+    uint64_t boot; /* random, of the sender's process */
+    uint64_t incarnation; /* counts the starts of the sender's folder */
+    uint8_t store_id[16];
+};
+
+enum net_event {
+    NET_PEER_UP, /* a connection to the peer's process stands */
+    NET_PEER_DOWN, /* broke: its process has probably died */
+    NET_PEER_STALLED, /* takes nothing for a second */
+};
+
+struct net_identity {
+    uint8_t cluster_id[16];
+    uint16_t node;
+    uint64_t incarnation;
+    uint8_t store_id[16];
+};
+
+/* All calls belong to one thread and never block; on_frame and on_event run from poll(). */
+struct net {
+    void *ctx;
+    const char *name; /* "nng" or "sim" */
+    /* Set once, before the first poll. `at` of a frame borrows until on_frame returns. on_event's node is the one given to
+     * set_peer. wake: from any thread, poll() has something to do. */
+    void (*start)(void *ctx, const struct net_identity *self, void *receiver,
+        void (*on_frame)(
+            void *receiver, const struct net_peer *from, enum net_lane lane, struct bytes frame),
+        void (*on_event)(void *receiver, uint16_t node, enum net_event event),
+        void (*wake)(void *receiver));
+    /* After a join: who we are now. */
+    void (*set_identity)(void *ctx, const struct net_identity *self);
+    /* Peer `node` listens at "host:port"; NULL forgets it. Changing the address reconnects. Numbers from 0xff00 are for
+     * peers known by address alone (to ask for joining). */
+    enum err (*set_peer)(void *ctx, uint16_t node, const char *address);
+    /* Queues a frame of at most NET_FRAME_MAX bytes; copies it. ERR_AGAIN: the lane's queue is full (nothing
+     * was queued); ERR_NOT_FOUND: no such peer; ERR_TOO_LARGE. */
+    enum err (*send)(void *ctx, uint16_t node, enum net_lane lane, struct bytes frame);
+    /* Bytes queued and not yet taken by the transport. */
+    size_t (*queued)(void *ctx, uint16_t node, enum net_lane lane);
+    /* Reconnects now (the peer is said to be back). */
+    void (*kick)(void *ctx, uint16_t node);
+    /* Delivers what came in, up to `limit` frames; returns how many. */
+    int (*poll)(void *ctx, int limit);
+};
+
 /* What a node is given at open. */
 struct io {
     struct clock clock;
     struct disk disk;
+    struct net net; /* ctx NULL: a node that stays alone (embedded stores) */
     uint64_t seed; /* of every random choice, hash seeds included */
 };
 
