@@ -5,6 +5,7 @@
 #include "storage/effect.h"
 #include "storage/kv.h"
 #include "storage/memtable.h"
+#include "storage/range_meta.h"
 #include "wal/wal.h"
 
 /* The storage engine of a node: log + memtables + bottom store as one versioned key space.
@@ -41,6 +42,20 @@ struct engine_config {
     void *ctx;
     /* Records up to lsn are durable. From engine_poll() and engine_flush(). */
     void (*on_durable)(void *ctx, lsn_t lsn);
+    /* The replicated node (all four, or none: then records of type WAL_RECORD_WRITE are replayed and applied in
+     * order of LSN, as for an embedded store).
+     * At open, once for every range that has it, before any record: what range_meta() gave. */
+    enum err (*on_range)(void *ctx, uint16_t range, const struct range_meta *meta);
+    /* At open, every record after the checkpoint, in order; the callee calls engine_apply() for what it knows to
+     * be committed. `engine` is not yet returned by engine_open(). */
+    enum err (*on_replay)(void *ctx, struct engine *engine, const struct wal_record *record);
+    /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied. */
+    void (*range_meta)(void *ctx, uint16_t range, struct range_meta *meta_out);
+    /* When a memtable is sealed: every record up to the result is applied or void, and durable. */
+    lsn_t (*low_water)(void *ctx);
+    /* Records after the result stay in the log although they are checkpointed (others need them); the engine
+     * keeps at most half of log_bytes_max for that. NULL: none. */
+    lsn_t (*keep_after)(void *ctx);
     /* From any thread: engine_poll() has something to do. May be NULL. */
     void *wake_ctx;
     void (*wake)(void *wake_ctx);
@@ -78,6 +93,11 @@ void engine_tick(struct engine *engine);
 /* Applies a committed record to the active memtable, in order of LSN, each once. ERR_NOMEM and
  * ERR_CORRUPT are fatal: what was committed cannot be shown, so the caller stops the node. */
 enum err engine_apply(struct engine *engine, const struct wal_record *record) MUST_CHECK;
+/* The replicated form: applies the effects (without the 8 bytes of time) of a range's entry `index`, which becomes the
+ * version of every value it writes. In order of index within a range, each once. All effects must be of this
+ * range (EFFECT_CLEAR_BUCKET clears in this range alone): else ERR_CORRUPT. */
+enum err engine_apply_entry(struct engine *engine, uint16_t range, uint64_t index,
+    struct bytes effects) MUST_CHECK;
 /* Lets the memory that applying this record will touch come closer; for records some places ahead. */
 void engine_prefetch(const struct engine *engine, const struct wal_record *record);
 /* Applies the records after engine_applied() up to lsn that are in the log's memory. */
@@ -105,8 +125,9 @@ enum err engine_cursor_next(
     struct engine_cursor *cursor, struct bytes *key_out, struct value *value_out) MUST_CHECK;
 void engine_cursor_close(struct engine_cursor *cursor);
 
-/* Exact number of keys of a bucket (expired ones not yet removed included). */
+/* Exact number of keys of a bucket (expired ones not yet removed included), in all ranges of this node but 0, or in one. */
 uint64_t engine_count(struct engine *engine, uint16_t bucket);
+uint64_t engine_count_range(struct engine *engine, uint16_t range, uint16_t bucket);
 /* Calls each() for up to `limit` keys whose expiry is at or before `until`. */
 void engine_expired(struct engine *engine, int64_t until, uint32_t limit,
     void (*each)(void *ctx, uint16_t range, struct bytes key), void *ctx);
@@ -115,6 +136,43 @@ void engine_expired(struct engine *engine, int64_t until, uint32_t limit,
 void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err err), void *ctx);
 /* Simulator and shutdown: does one step of the checkpoint in the caller's thread. False: nothing to do. */
 bool engine_checkpoint_step(struct engine *engine);
+
+/* Snapshots of one range: a stream of chunks, made and taken in by worker threads (in the caller's thread if
+ * !config.background, from engine_poll()). The source reads the bottom store in short read transactions. The
+ * data is an image of states at or after meta.index: exact once all entries up to what was applied at the source when the
+ * stream ended are applied over it, because effects are absolute. Chunks are opaque (docs/formats/store.md),
+ * checked by a CRC32C, at most SNAPSHOT_CHUNK_MAX bytes. */
+enum { SNAPSHOT_CHUNK_MAX = 256 << 10 };
+struct snapshot;
+/* Owner's thread. *meta_out is the range's meta as of the first read. ERR_NOT_FOUND: nothing of the range was ever
+ * checkpointed (seal first: engine_checkpoint()). */
+enum err snapshot_open(struct engine *engine, uint16_t range, struct range_meta *meta_out,
+    struct snapshot **snapshot_out) MUST_CHECK;
+/* The next chunk, valid until the next call: OK, ERR_AGAIN (not yet: engine's wake() tells), ERR_NOT_FOUND (all was
+ * given), or why it failed (ERR_CORRUPT: the source is damaged). */
+enum err snapshot_next(struct snapshot *snapshot, struct bytes *chunk_out) MUST_CHECK;
+void snapshot_progress(const struct snapshot *snapshot, uint64_t *entries_out, uint64_t *bytes_out);
+void snapshot_close(struct snapshot *snapshot);
+
+/* Replaces everything a range has by what chunks bring. Owner's thread. Precondition: no entry of the range is in a memtable
+ * (engine_range_in_memory() is false: checkpoint first) and none is applied until it is done. From begin on, the stored
+ * meta says RANGE_META_INSTALLING, so a crash leaves nothing half done that could pass for whole.
+ * Sorted entries are appended to an empty database: no log write, few syncs. */
+struct install;
+bool engine_range_in_memory(const struct engine *engine, uint16_t range);
+/* done(ctx, result) comes from engine_poll() after install_finish() or on failure. */
+enum err install_begin(struct engine *engine, uint16_t range, const struct range_meta *meta_while,
+    void (*done)(void *ctx, enum err result), void *ctx, struct install **install_out) MUST_CHECK;
+/* Copies the chunk. ERR_AGAIN: the queue is full (engine's wake() tells when it is not); ERR_CORRUPT: its checksum. */
+enum err install_add(struct install *install, struct bytes chunk) MUST_CHECK;
+/* No more chunks: writes `meta`, without RANGE_META_INSTALLING, in the last transaction. */
+void install_finish(struct install *install, const struct range_meta *meta);
+/* Owner's thread; also after done. Without a finish the range stays INSTALLING. */
+void install_close(struct install *install);
+/* Removes everything of a range (this node is no replica any more); meta is kept as given (votes must survive).
+ * Same precondition as install_begin(). */
+enum err engine_range_remove(
+    struct engine *engine, uint16_t range, const struct range_meta *meta) MUST_CHECK;
 
 struct engine_stats {
     struct wal_stats wal;

@@ -31,7 +31,9 @@ typedef uint64_t lsn_t;
 enum wal_record_type {
     WAL_RECORD_WRITE = 1, /* effects on keys, payload is storage/effect.h's */
     WAL_RECORD_MARK = 2, /* nothing; carries a promise while the log is idle */
-    /* 3.. for replication: entries, votes, truncations */
+    WAL_RECORD_ENTRY = 3, /* one Raft entry of the record's group: cluster/node/records.h */
+    WAL_RECORD_ENTRIES = 4, /* entries of several groups, atomically */
+    WAL_RECORD_HARD = 5, /* term and vote of the record's group */
 };
 
 struct wal_record {
