@@ -147,21 +147,21 @@ void swim_init(struct swim *swim, uint16_t self, uint64_t incarnation,
     const struct swim_settings *settings, uint64_t seed, uint64_t now_ms);
 
 /* The member table has `node` with this store: a node it did not have, or has with another store, starts as
- * ALIVE, without an event, and is probed soon. Nothing happens for the node itself. ERR_TOO_LARGE: beyond
+ * ALIVE, without an event, and is probed within the round. Nothing happens for the node itself. ERR_TOO_LARGE: beyond
  * SWIM_PEERS_MAX. */
 enum err swim_set_member(struct swim *swim, uint16_t node, uint64_t store) MUST_CHECK;
 /* The member table has `node` no longer: it is forgotten at once, without an event. */
 void swim_remove_member(struct swim *swim, uint16_t node);
 
-/* A message from `from`, which the transport has authenticated. What cannot be decoded, does not come from a member or is
- * not for this node is counted and has no effect. */
+/* A message from `from`, which the transport has authenticated. What cannot be decoded, does not come from a
+ * member or is not for this node is counted and has no effect. */
 void swim_step(struct swim *swim, uint16_t from, struct bytes message, uint64_t now_ms);
 /* Time passes. */
 void swim_tick(struct swim *swim, uint64_t now_ms);
 /* The transport saw a connection come or go. Only makes the next tick probe that node; no output. */
 void swim_hint(struct swim *swim, uint16_t node, bool up);
-/* This node goes on purpose: tells it to everybody (once; the host sends what comes out) and does not defend itself
- * any more. It still answers. */
+/* This node goes on purpose: tells it to as many as fit into one call (the host sends what comes out; later ticks
+ * tell the others), does not defend itself any more and accuses nobody. It still answers. */
 void swim_leave(struct swim *swim, uint64_t now_ms);
 
 /* ALIVE for the node itself until it left; DEAD for nodes that are no members. */
