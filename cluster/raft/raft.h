@@ -110,10 +110,15 @@ struct raft_progress {
     uint64_t snapshot; /* SNAPSHOT: index it will have */
     uint64_t round;   /* newest read round confirmed */
     uint64_t heard_ms;
+    uint64_t acked_ms; /* match moved, or the window ceased to be empty */
     /* in flight: a window of (last index, bytes) is summed up by these */
     uint32_t inflight_count;
     uint64_t inflight_bytes;
-    struct { uint64_t last; uint32_t bytes; } inflight[32]; /* ring; more messages than this merge in the newest */
+    /* ring; more messages than this merge in the newest */
+    struct {
+        uint64_t last;
+        uint32_t bytes, count;
+    } inflight[32];
     uint8_t inflight_first, inflight_used;
 };
 
@@ -147,6 +152,7 @@ struct raft {
 
     uint8_t role;
     raft_node leader; /* 0: unknown */
+    bool diverged; /* a leader contradicted a committed entry: the host must stop this replica */
     bool faulty; /* refilled: neither votes nor campaigns (raft_set_faulty) */
     uint64_t now_ms;
     uint64_t heard_ms;     /* follower: from the leader */
@@ -159,7 +165,10 @@ struct raft {
     uint64_t round;           /* newest read round started */
     uint64_t round_confirmed; /* newest confirmed by a majority */
     uint64_t round_sent_ms[16]; /* of rounds, for the lease: ring by round */
+    uint64_t round_eager;     /* newest started for reads; at most one of these is under way */
     uint64_t lease_until_ms;
+    uint64_t lease_round;     /* rounds up to this one do not renew the lease */
+    bool lease_void;          /* TIMEOUT_NOW left in this term and may still arrive: no lease until the next */
     bool round_wanted;
 
     raft_node transfer_to; /* 0: none */
@@ -172,11 +181,16 @@ struct raft {
 
     /* the result of the calls since raft_ready_clear() */
     bool hard_changed;
+    uint64_t noop_index; /* nonzero: elected; the host logs an empty entry with this index and raft->term */
     bool append_due; /* raft_append_next() may have something for somebody */
     bool config_wanted; /* leader: the joint configuration is committed; propose raft_config_leave() */
     struct raft_message messages[RAFT_MESSAGES_MAX];
     uint32_t message_count;
-    struct { uint64_t context; uint64_t index; raft_node to; } reads[64]; /* READ_INDEX of followers waiting */
+    /* READ_INDEX of followers, waiting for their round */
+    struct {
+        uint64_t context, index, round;
+        raft_node to;
+    } reads[64];
     uint32_t read_count;
 };
 
@@ -198,7 +212,9 @@ void raft_init(struct raft *raft, raft_node self, const struct raft_settings *se
  * entry, else NULL. */
 void raft_restore_entry(
     struct raft *raft, uint64_t index, uint64_t term, const struct raft_config *config);
-/* The known commit index of what was restored (each logged entry carries the one of its time). */
+/* The known commit index of what was restored (each logged entry carries the one of its time): after each
+ * entry, so that the table of term runs can let go of old ones. In the end it must not be beyond `last`: a
+ * replica that lost committed entries is damaged, and the host does not start it. */
 void raft_restore_commit(struct raft *raft, uint64_t commit);
 
 /* Result of a step with entries. */
@@ -212,8 +228,9 @@ struct raft_accept {
  * entries it does not step the message at all. */
 void raft_step(struct raft *raft, const struct raft_message *message, const uint64_t *terms,
     const struct raft_config *const *configs, uint32_t count, struct raft_accept *accept_out);
-/* Time passes. The host limits how far one call moves now_ms after it was itself kept waiting, so that a
- * starved process does not depose a healthy leader. */
+/* Time passes; called before raft_step() for what came in meanwhile, so that now_ms is fresh there. The host
+ * limits how far one call moves now_ms after it was itself kept waiting, so that a starved process does not depose a
+ * healthy leader. */
 void raft_tick(struct raft *raft, uint64_t now_ms);
 /* The connection to `node`'s process broke: if it leads, a pre-vote starts at once (not with leases). */
 void raft_hint_down(struct raft *raft, raft_node node);
@@ -242,7 +259,8 @@ struct raft_append {
     raft_node to;
     uint64_t term, previous, previous_term, commit;
     uint64_t first, last; /* last: highest that may be sent */
-    uint64_t bytes_max; /* room in the window */
+    uint64_t bytes_max; /* room in the window; one entry may always go */
+    bool snapshot; /* the log view does not reach back that far: raft_snapshot_begin() is all that helps */
 };
 bool raft_append_next(struct raft *raft, raft_node to, struct raft_append *append_out);
 void raft_append_sent(struct raft *raft, raft_node to, uint64_t last, uint64_t bytes);
@@ -252,7 +270,8 @@ void raft_snapshot_end(struct raft *raft, raft_node to, bool success, uint64_t i
 
 /* Reads (thesis 6.4). Leader: starts or joins a round; a read evaluated before this call on a state with
  * applied == commit is linearizable once raft->round_confirmed >= the result. 0: cannot (not leader, or no
- * entry of the own term is committed yet). A group of one confirms at once. */
+ * entry of the own term is committed yet). A group of one confirms at once. A read still waiting when role or
+ * term changes has failed, whatever round_confirmed becomes later. */
 uint64_t raft_read_round(struct raft *raft);
 /* A lease is valid now: no round is needed. The host passes a fresh time. */
 bool raft_lease_valid(const struct raft *raft, uint64_t now_ms);
