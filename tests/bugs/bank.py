@@ -55,6 +55,9 @@ BUGS = {
     25: ("recovery does not replay a clear", "test_sim", SIM),
     26: ("expired keys are still shown", "test_sim", SIM),
     27: ("recovery does not make durable what it read", "test_cache", unit("wal", "test_cache")),
+    42: ("what is said of an older incarnation of a node is believed", "test_swim", unit("cluster", "test_swim", "swim/an_old_incarnation_changes_nothing")),
+    43: ("a dead node is resurrected by a replayed message", "test_swim", unit("cluster", "test_swim", "swim/a_replayed_alive_does_not_wake_the_dead")),
+    44: ("a suspicion never ends while the connection stands", "test_swim", unit("cluster", "test_swim", "swim/a_frozen_peer_times_out_though_its_connection_stands")),
 }
 
 
