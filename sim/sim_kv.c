@@ -376,18 +376,36 @@ static enum err sim_get(
     return kv_value_decode(range, key, node_value(node), value_out);
 }
 
-static uint64_t count_of(const struct node *root, uint16_t bucket)
+/* Name of a count: u16 range, u16 bucket. */
+static uint64_t count_of(const struct node *root, const uint8_t name[4])
 {
-    uint8_t key[2];
-    store_u16_be(key, bucket);
-    const struct node *node = map_get(root, SPACE_COUNTS, bytes_of(key, sizeof key));
+    const struct node *node = map_get(root, SPACE_COUNTS, bytes_of(name, 4));
     return node == NULL ? 0 : load_u64(node_value(node).at);
 }
 
-static enum err sim_count(struct kv_read *read, uint16_t bucket, uint64_t *count_out)
+static enum err sim_count(
+    struct kv_read *read, uint16_t range, uint16_t bucket, uint64_t *count_out)
 {
     ASSERT(read->active);
-    *count_out = count_of(read->root, bucket);
+    uint8_t name[4];
+    store_u16_be(name, range);
+    store_u16_be(name + 2, bucket);
+    *count_out = count_of(read->root, name);
+    return OK;
+}
+
+static enum err sim_counts(struct kv_read *read, uint16_t range,
+    void (*each)(void *ctx, uint16_t bucket, uint64_t count), void *ctx)
+{
+    ASSERT(read->active);
+    uint8_t front[2];
+    store_u16_be(front, range);
+    struct name name = name_of(SPACE_COUNTS, bytes_of(front, sizeof front));
+    const struct node *node = map_from(read->root, name_view(&name), false);
+    while (node != NULL && bytes_have_prefix(node_key(node), name_view(&name))) {
+        each(ctx, load_u16_be(user_key(node).at + 2), load_u64(node_value(node).at));
+        node = map_from(read->root, node_key(node), true);
+    }
     return OK;
 }
 
@@ -481,15 +499,16 @@ static enum err sim_write_begin(struct kv *kv, struct kv_write **write_out)
 
 static void count_change(struct kv_write *write, uint16_t range, struct bytes key, int64_t by)
 {
-    if (range == 0 || key.size < 2) return;
-    uint64_t count = count_of(write->root, load_u16_be(key.at)) + (uint64_t)by;
-    uint8_t stored[8];
+    if (key.size < 2) return;
+    uint8_t name[4], stored[8];
+    store_u16_be(name, range);
+    memcpy(name + 2, key.at, 2);
+    uint64_t count = count_of(write->root, name) + (uint64_t)by;
     store_u64(stored, count);
-    struct bytes bucket = bytes_of(key.at, 2);
     if (count > 0) {
-        map_put(&write->root, SPACE_COUNTS, bucket, bytes_of(stored, sizeof stored));
+        map_put(&write->root, SPACE_COUNTS, bytes_of(name, 4), bytes_of(stored, sizeof stored));
     } else {
-        map_del(&write->root, SPACE_COUNTS, bucket);
+        map_del(&write->root, SPACE_COUNTS, bytes_of(name, 4));
     }
 }
 
@@ -563,6 +582,20 @@ static enum err sim_clear(
     for (uint32_t removed = 0;; removed++) {
         const struct node *node = map_from(write->root, name_view(&name), false);
         *done_out = node == NULL || !bytes_have_prefix(node_key(node), name_view(&name));
+        if (*done_out || removed == limit) return OK;
+        remove_node(write, range, node);
+    }
+}
+
+static enum err sim_range_reset(
+    struct kv_write *write, uint16_t range, uint32_t limit, bool *done_out)
+{
+    if (!write->active) return write->failed;
+    ASSERT(range < write->kv->ranges);
+    struct name name = name_of(range, bytes_of("", 0));
+    for (uint32_t removed = 0;; removed++) {
+        const struct node *node = map_from(write->root, name_view(&name), false);
+        *done_out = node == NULL || space_of(node) != range;
         if (*done_out || removed == limit) return OK;
         remove_node(write, range, node);
     }
@@ -770,6 +803,7 @@ const struct kv_ops sim_kv = {
     .read_end = sim_read_end,
     .get = sim_get,
     .count = sim_count,
+    .counts = sim_counts,
     .meta_get = sim_meta_get,
     .cursor_open = sim_cursor_open,
     .cursor_seek = sim_cursor_seek,
@@ -780,6 +814,7 @@ const struct kv_ops sim_kv = {
     .put = sim_put,
     .del = sim_del,
     .clear = sim_clear,
+    .range_reset = sim_range_reset,
     .meta_put = sim_meta_put,
     .commit = sim_commit,
     .abort = sim_abort,

@@ -13,7 +13,7 @@
 #include "storage/engine_meta.h"
 
 enum {
-    CLEARS_PER_STEP = 16,
+    CLEARS_PER_STEP = 64,
     SCRUB_ENTRIES = 2000,
     SCRUB_PERIOD_MS = 100,
     RETRY_MS = 500,
@@ -58,16 +58,20 @@ void checkpoint_deinit(struct checkpoint *checkpoint)
     pthread_mutex_destroy(&checkpoint->lock);
 }
 
-static void note_cleared(void *ctx, uint16_t bucket, uint64_t version)
+static void note_cleared(void *ctx, uint16_t range, uint16_t bucket)
 {
     struct checkpoint *checkpoint = ctx;
-    (void)version;
-    uint16_t *cleared =
-        realloc(checkpoint->cleared, (checkpoint->cleared_count + 1) * sizeof *checkpoint->cleared);
-    /* a bucket that is not cleared would show removed keys again: as fatal as a lost write */
-    ASSERT(cleared != NULL);
-    cleared[checkpoint->cleared_count++] = bucket;
-    checkpoint->cleared = cleared;
+    uint32_t count = checkpoint->cleared_count;
+    if ((count & (count - 1)) == 0) {
+        size_t capacity = count == 0 ? 1 : (size_t)count * 2;
+        struct checkpoint_clear *cleared =
+            realloc(checkpoint->cleared, capacity * sizeof *checkpoint->cleared);
+        /* a bucket that is not cleared would show removed keys again: as fatal as a lost write */
+        ASSERT(cleared != NULL);
+        checkpoint->cleared = cleared;
+    }
+    checkpoint->cleared[checkpoint->cleared_count++] =
+        (struct checkpoint_clear){.range = range, .bucket = bucket};
 }
 
 void checkpoint_start(struct checkpoint *checkpoint, const struct checkpoint_job *job)
@@ -78,7 +82,6 @@ void checkpoint_start(struct checkpoint *checkpoint, const struct checkpoint_job
     checkpoint->range = 0;
     checkpoint->key_size = 0;
     checkpoint->cleared_count = checkpoint->cleared_done = 0;
-    checkpoint->clear_range = 1;
     memtable_each_cleared(job->memtable, note_cleared, checkpoint);
     atomic_store(&checkpoint->merged, 0);
     atomic_store(&checkpoint->total, memtable_count(job->memtable));
@@ -116,30 +119,36 @@ struct step {
     uint16_t key_size;
     uint8_t key[KEY_SIZE_MAX_STORED];
     uint32_t cleared_done;
-    uint32_t clear_range;
     uint64_t entries;
     uint64_t weight; /* entries, big values counting more: what bounds a transaction */
     bool finished;
 };
+
+/* the transaction touches a range that it may not complete */
+static enum err note_partial(struct checkpoint *checkpoint, struct step *step, uint16_t range)
+{
+    struct range_table *table = checkpoint->config.table;
+    if (table == NULL) return OK;
+    return range_table_write_partial(table, checkpoint->config.ops, step->write, range);
+}
 
 static enum err step_clear(struct checkpoint *checkpoint, struct step *step)
 {
     const struct kv_ops *ops = checkpoint->config.ops;
     for (int calls = 0; calls < CLEARS_PER_STEP && step->cleared_done < checkpoint->cleared_count;
          calls++) {
+        const struct checkpoint_clear *clear = &checkpoint->cleared[step->cleared_done];
         bool done = false;
-        TRY(ops->clear(step->write, (uint16_t)step->clear_range,
-            checkpoint->cleared[step->cleared_done], checkpoint->config.chunk_puts, &done));
+        TRY(note_partial(checkpoint, step, clear->range));
+        TRY(ops->clear(
+            step->write, clear->range, clear->bucket, checkpoint->config.chunk_puts, &done));
         if (!done) break;
-        if (++step->clear_range == checkpoint->config.ranges) {
-            step->clear_range = 1;
-            step->cleared_done++;
-        }
+        step->cleared_done++;
     }
     return OK;
 }
 
-static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
+static enum err step_put_entries(struct checkpoint *checkpoint, struct step *step, bool *all_out)
 {
     const struct kv_ops *ops = checkpoint->config.ops;
     struct memtable_cursor cursor;
@@ -150,6 +159,7 @@ static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
     if (step->key_size > 0 && memtable_cursor_get(&cursor, &entry) &&
         bytes_equal(entry.key, bytes_of(step->key, step->key_size)))
         memtable_cursor_next(&cursor);
+    *all_out = false;
     while (memtable_cursor_get(&cursor, &entry)) {
         if (step->weight >= checkpoint->config.chunk_puts) return OK;
         if (entry.tombstone && !PLANTED_BUG(21)) {
@@ -164,13 +174,38 @@ static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
         step->key_size = (uint16_t)entry.key.size;
         memtable_cursor_next(&cursor);
     }
-    if (memtable_range_count(checkpoint->job.memtable, (uint16_t)step->range) > 0) {
-        char name[32];
-        snprintf(name, sizeof name, META_RANGE_FORMAT, step->range);
-        TRY(put_number(ops, step->write, name, checkpoint->job.lsn));
+    *all_out = true;
+    return OK;
+}
+
+static enum err step_put_range(struct checkpoint *checkpoint, struct step *step)
+{
+    const struct kv_ops *ops = checkpoint->config.ops;
+    uint16_t range = (uint16_t)step->range;
+    bool all;
+    TRY(step_put_entries(checkpoint, step, &all));
+    if (!all) return note_partial(checkpoint, step, range);
+    if (memtable_range_count(checkpoint->job.memtable, range) > 0) {
+        if (checkpoint->config.table != NULL) {
+            TRY(range_table_write(checkpoint->config.table, ops, step->write, range));
+        } else {
+            char name[32];
+            snprintf(name, sizeof name, META_RANGE_FORMAT, step->range);
+            TRY(put_number(ops, step->write, name, checkpoint->job.lsn));
+        }
     }
     step->range++;
     step->key_size = 0;
+    return OK;
+}
+
+/* ranges without entries: their term, vote or index may have moved */
+static enum err step_metas(struct checkpoint *checkpoint, struct step *step)
+{
+    struct range_table *table = checkpoint->config.table;
+    if (table == NULL) return OK;
+    for (uint32_t range = 0; range < checkpoint->config.ranges; range++)
+        TRY(range_table_write(table, checkpoint->config.ops, step->write, (uint16_t)range));
     return OK;
 }
 
@@ -179,11 +214,13 @@ static enum err step_fill(struct checkpoint *checkpoint, struct step *step)
     const struct kv_ops *ops = checkpoint->config.ops;
     if (PLANTED_BUG(20)) TRY(put_number(ops, step->write, META_APPLIED, checkpoint->job.lsn));
     if (PLANTED_BUG(24)) step->cleared_done = checkpoint->cleared_count;
+    if (PLANTED_BUG(46)) TRY(step_metas(checkpoint, step));
     if (step->cleared_done < checkpoint->cleared_count) TRY(step_clear(checkpoint, step));
     if (step->cleared_done < checkpoint->cleared_count) return OK;
     while (step->range < checkpoint->config.ranges && step->weight < checkpoint->config.chunk_puts)
         TRY(step_put_range(checkpoint, step));
     if (step->range < checkpoint->config.ranges) return OK;
+    TRY(step_metas(checkpoint, step));
     TRY(put_number(ops, step->write, META_APPLIED, checkpoint->job.lsn));
     TRY(put_number(ops, step->write, META_PROMISED, checkpoint->job.promised));
     TRY(put_number(ops, step->write, META_SEGMENT, checkpoint->job.segment));
@@ -198,7 +235,6 @@ static void step_publish(struct checkpoint *checkpoint, const struct step *step)
     checkpoint->key_size = step->key_size;
     memcpy(checkpoint->key, step->key, step->key_size);
     checkpoint->cleared_done = step->cleared_done;
-    checkpoint->clear_range = step->clear_range;
     atomic_fetch_add(&checkpoint->puts, step->entries);
     atomic_fetch_add(&checkpoint->merged, step->entries);
     atomic_fetch_add(&checkpoint->merge_sequence, 1);
@@ -213,32 +249,44 @@ static void step_publish(struct checkpoint *checkpoint, const struct step *step)
     pthread_mutex_unlock(&checkpoint->lock);
 }
 
-enum err checkpoint_step(struct checkpoint *checkpoint)
+static enum err step_run(struct checkpoint *checkpoint)
 {
-    if (atomic_load(&checkpoint->state) != CHECKPOINT_RUNNING) return OK;
     const struct kv_ops *ops = checkpoint->config.ops;
     struct step step = {
         .range = checkpoint->range,
         .key_size = checkpoint->key_size,
         .cleared_done = checkpoint->cleared_done,
-        .clear_range = checkpoint->clear_range,
     };
     memcpy(step.key, checkpoint->key, checkpoint->key_size);
     TRY(ops->write_begin(checkpoint->config.kv, &step.write));
     enum err err = step_fill(checkpoint, &step);
     if (err != OK) {
         ops->abort(step.write);
+        return err;
+    }
+    atomic_fetch_add(&checkpoint->merge_sequence, 1);
+    err = ops->commit(step.write);
+    if (err == OK) {
+        atomic_store(&checkpoint->failing, false);
+        step_publish(checkpoint, &step);
     } else {
         atomic_fetch_add(&checkpoint->merge_sequence, 1);
-        err = ops->commit(step.write);
-        if (err == OK) {
-            atomic_store(&checkpoint->failing, false);
-            step_publish(checkpoint, &step);
-            return OK;
-        }
-        atomic_fetch_add(&checkpoint->merge_sequence, 1);
     }
-    if (err == ERR_AGAIN) return OK; /* the map has grown: the next call repeats the step */
+    return err;
+}
+
+enum err checkpoint_step(struct checkpoint *checkpoint)
+{
+    if (atomic_load(&checkpoint->state) != CHECKPOINT_RUNNING) return OK;
+    struct range_table *table = checkpoint->config.table;
+    if (table != NULL) range_table_lock(table);
+    enum err err = step_run(checkpoint);
+    if (table != NULL) {
+        range_table_outcome(table, err == OK);
+        range_table_unlock(table);
+    }
+    if (err == OK || err == ERR_AGAIN)
+        return OK; /* the map has grown: the next call repeats the step */
     atomic_store(&checkpoint->failing, true);
     atomic_fetch_add(&checkpoint->failures, 1);
     log_warn("checkpoint step failed; it will be repeated", "error=%s failures=%llu", err_name(err),

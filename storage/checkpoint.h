@@ -8,6 +8,7 @@
 #include "storage/effect.h"
 #include "storage/kv.h"
 #include "storage/memtable.h"
+#include "storage/range_table.h"
 #include "wal/wal.h"
 
 /* Brings one sealed memtable into the bottom store, and scrubs the store when it has nothing to do.
@@ -15,8 +16,8 @@
  * The work is a sequence of steps, each one fully synced transaction of at most `chunk_puts` entries
  * that are neighbours in key order: the cost of LMDB is pages, so a big sorted batch in small
  * contiguous transactions is fastest, and keeps the file small and the log's disk free in between.
- * A range's applied index is written in the transaction that completes the range; the store's
- * applied index in the last one. A step that fails is repeated; nothing is lost meanwhile, since log and memtable
+ * A range's meta is written in the transaction that completes the range; in the last one those of ranges
+ * without entries, and the store's applied LSN. A step that fails is repeated; nothing is lost meanwhile, since log and memtable
  * hold it all.
  *
  * A step is either done by the checkpoint's own thread or by whoever calls checkpoint_step(). */
@@ -27,6 +28,7 @@ struct checkpoint_config {
     const struct kv_ops *ops;
     struct kv *kv;
     const struct clock *clock;
+    struct range_table *table; /* NULL: an embedded store, whose ranges have an LSN for a meta */
     uint32_t ranges; /* highest range id + 1 */
     uint32_t chunk_puts;
     bool background;
@@ -35,8 +37,14 @@ struct checkpoint_config {
     void (*wake)(void *ctx); /* from the thread, after a step; may be NULL */
 };
 
+/* a bucket of a range that loses what it has before the memtable's entries come */
+struct checkpoint_clear {
+    uint16_t range;
+    uint16_t bucket;
+};
+
 struct checkpoint_job {
-    const struct memtable *memtable;
+    const struct memtable *memtable; /* may be empty: then the metas are what moves */
     lsn_t lsn; /* everything up to here is in memtable or store */
     lsn_t promised;
     uint64_t segment;
@@ -56,9 +64,8 @@ struct checkpoint {
     uint32_t range; /* entries of lower ranges are in the store */
     uint16_t key_size; /* and those of `range` up to this key */
     uint8_t key[KEY_SIZE_MAX_STORED];
-    uint16_t *cleared;
+    struct checkpoint_clear *cleared;
     uint32_t cleared_count, cleared_done;
-    uint32_t clear_range;
 
     _Atomic uint64_t merge_sequence; /* odd while a commit may become visible */
     _Atomic uint64_t merged; /* entries done */

@@ -16,7 +16,7 @@
 enum effect_kind {
     EFFECT_PUT = 1,
     EFFECT_DELETE = 2,
-    EFFECT_CLEAR_BUCKET = 3, /* removes every key of `bucket` in every range but range 0 */
+    EFFECT_CLEAR_BUCKET = 3, /* removes every key of `bucket` in `range` */
 };
 
 enum { EFFECT_HEADER = 24, KEY_SIZE_MAX = 400, VALUE_SIZE_MAX = 16 << 20 };
@@ -33,7 +33,7 @@ struct effect {
     uint16_t range;
     uint16_t bucket;
     int64_t expires_ms; /* 0: never */
-    struct bytes key;   /* as the user gave it */
+    struct bytes key; /* as the user gave it */
     struct bytes value;
 };
 

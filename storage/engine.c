@@ -29,12 +29,14 @@ enum {
     ADMIT_WAIT_MS = 10000,
     AHEAD = 16, /* records whose cache misses overlap */
     CHECK_MS = 2000, /* of a start, for looking whether the store is whole */
+    SEAL_SLOTS = 8, /* of log grown since the last seal: metas alone are worth a checkpoint then */
 };
 
 struct layer {
     struct memtable *memtable; /* NULL: no such layer */
     struct expiry_heap expiry;
-    lsn_t last;
+    bool used; /* something was applied to it */
+    lsn_t last; /* embedded: of what was applied; of a sealed one: what the checkpoint reaches */
     uint64_t first_ns; /* when the first record came */
 };
 
@@ -49,9 +51,10 @@ struct engine {
         *spare; /* emptied, with its pages: touching fresh ones costs more than an insert */
     struct checkpoint checkpoint;
     bool checkpoint_ready;
-    lsn_t applied;
+    struct range_table *table; /* NULL: an embedded store */
+    lsn_t applied; /* replicated: low water as of the last seal */
     lsn_t checkpointed;
-    lsn_t *range_applied; /* by range id */
+    uint64_t *range_applied; /* by range id */
     lsn_t promised; /* what the store's meta says; a floor until the log is open */
     uint64_t segment;
     size_t seal_bytes;
@@ -59,7 +62,9 @@ struct engine {
     void (*checkpoint_done)(void *ctx, enum err err);
     void *checkpoint_ctx;
     bool waiting; /* a requested checkpoint covers what was applied when it was asked for */
-    lsn_t waiting_for;
+    uint64_t waiting_for; /* number of the seal that does */
+    uint64_t seals;
+    uint64_t sealed_segment; /* newest of the log at the last seal */
     int64_t expired_from; /* expiries before this were handed out already */
     uint64_t damaged;
     uint64_t throttled;
@@ -103,6 +108,18 @@ static uint64_t slot_size(const struct engine *engine)
 
 /* ---- sealing and checkpoints ---- */
 
+static void want_metas(struct engine *engine)
+{
+    for (uint32_t range = 0; range <= engine->config.ranges; range++) {
+        struct range_meta meta = {0};
+        engine->config.range_meta(engine->config.ctx, (uint16_t)range, &meta);
+        /* entries without effects (elections, configurations) need not have passed through here */
+        ASSERT(meta.index >= engine->range_applied[range]);
+        engine->range_applied[range] = meta.index;
+        range_table_want(engine->table, (uint16_t)range, &meta);
+    }
+}
+
 static enum err seal(struct engine *engine)
 {
     ASSERT(engine->sealed.memtable == NULL);
@@ -111,6 +128,14 @@ static enum err seal(struct engine *engine)
     engine->sealed = engine->active;
     engine->active = fresh;
     engine->seal_wanted = false;
+    engine->seals++;
+    if (engine->table != NULL) {
+        lsn_t low = engine->config.low_water(engine->config.ctx);
+        /* what is applied may be brought in although the oldest record that is not has not moved */
+        if (low > engine->applied) engine->applied = low;
+        engine->sealed.last = engine->applied;
+        want_metas(engine);
+    }
     struct checkpoint_job job = {
         .memtable = engine->sealed.memtable,
         .lsn = engine->sealed.last,
@@ -121,11 +146,25 @@ static enum err seal(struct engine *engine)
         struct wal_stats stats;
         wal_stats(engine->wal, &stats);
         if (stats.durable > job.promised) job.promised = stats.durable;
-        job.segment = wal_segment(engine->wal);
+        ASSERT(job.lsn <= stats.durable);
+        job.segment = engine->sealed_segment = wal_segment(engine->wal);
     }
-    ASSERT(job.lsn > engine->checkpointed);
+    ASSERT(job.lsn > engine->checkpointed || engine->table != NULL);
     checkpoint_start(&engine->checkpoint, &job);
     return OK;
+}
+
+static void trim_log(struct engine *engine)
+{
+    if (engine->wal == NULL) return;
+    lsn_t lsn = engine->checkpointed;
+    if (engine->config.keep_after != NULL && !PLANTED_BUG(47)) {
+        lsn_t keep = engine->config.keep_after(engine->config.ctx);
+        lsn_t most = wal_lsn_before_end(engine->wal, engine->config.log_bytes_max / 2);
+        if (keep < most) keep = most;
+        if (keep < lsn) lsn = keep;
+    }
+    wal_trim(engine->wal, lsn);
 }
 
 /* takes over a finished checkpoint */
@@ -140,23 +179,47 @@ static void publish(struct engine *engine)
     memtable_reset(engine->spare, engine->seal_bytes + engine->seal_bytes / 4);
     engine->sealed.memtable = NULL;
     layer_close(&engine->sealed);
-    if (engine->wal != NULL) wal_trim(engine->wal, engine->checkpointed);
-    if (engine->waiting && engine->checkpointed >= engine->waiting_for) {
+    trim_log(engine);
+    if (engine->waiting && engine->seals >= engine->waiting_for) {
         engine->waiting = false;
         engine->checkpoint_done(engine->checkpoint_ctx, OK);
     }
 }
 
+static bool low_water_moved(const struct engine *engine)
+{
+    return engine->table != NULL &&
+        engine->config.low_water(engine->config.ctx) > engine->checkpointed;
+}
+
+/* slots the log went on by since the last seal */
+static uint64_t slots_since_seal(const struct engine *engine)
+{
+    uint64_t segment = wal_segment(engine->wal);
+    return segment > engine->sealed_segment ? segment - engine->sealed_segment : 0;
+}
+
+static bool log_is_due(struct engine *engine)
+{
+    if (engine->wal == NULL || engine->config.log_bytes_max == 0) return false;
+    struct wal_stats stats;
+    wal_stats(engine->wal, &stats);
+    bool pressed = stats.bytes > engine->config.log_bytes_max / 2 && stats.slots_spare < 2;
+    if (engine->table == NULL) return pressed;
+    /* a seal helps only if records between the last one and now have become needless */
+    uint64_t slots = slots_since_seal(engine);
+    if (slots == 0 || !(pressed || slots >= SEAL_SLOTS)) return false;
+    return low_water_moved(engine);
+}
+
 static bool active_is_due(struct engine *engine)
 {
-    if (engine->active.last == 0) return false;
+    if (engine->table != NULL && (engine->seal_wanted || log_is_due(engine))) return true;
+    if (!engine->active.used) return false;
     if (engine->seal_wanted || layer_bytes(&engine->active) >= engine->seal_bytes) return true;
     uint64_t age_ns = now_ns(engine) - engine->active.first_ns;
     if (age_ns >= (uint64_t)SEAL_AGE_MS * 1000000u) return true;
-    struct wal_stats stats;
-    wal_stats(engine->wal, &stats);
-    return engine->config.log_bytes_max > 0 && stats.bytes > engine->config.log_bytes_max / 2 &&
-        stats.slots_spare < 2;
+    return engine->table == NULL && log_is_due(engine);
 }
 
 /* share of the active layer that is filled beyond what the checkpoint's progress allows */
@@ -204,6 +267,22 @@ static enum err meta_create(struct engine *engine)
     return err;
 }
 
+static enum err load_ranges(struct engine *engine, struct engine_report *report)
+{
+    enum err err = range_table_load(engine->table, engine->config.kv, engine->read);
+    if (err == ERR_CORRUPT)
+        snprintf(report->detail, sizeof report->detail,
+            "the state of a range in the bottom store is damaged; restore a backup into a new "
+            "folder");
+    for (uint32_t range = 0; range <= engine->config.ranges && err == OK; range++) {
+        const struct range_slot *slot = &engine->table->slots[range];
+        engine->range_applied[range] = slot->stored.index;
+        if (slot->in_store)
+            err = engine->config.on_range(engine->config.ctx, (uint16_t)range, &slot->stored);
+    }
+    return err;
+}
+
 /* reads what the store knows of log and identity */
 static enum err meta_load(struct engine *engine, struct engine_report *report, bool *fresh_out)
 {
@@ -233,6 +312,7 @@ static enum err meta_load(struct engine *engine, struct engine_report *report, b
     engine->promised = meta_number(engine, META_PROMISED);
     engine->segment = meta_number(engine, META_SEGMENT);
     *fresh_out = meta_number(engine, META_LOG_ABSENT) != 0;
+    if (engine->table != NULL) return load_ranges(engine, report);
     for (uint32_t range = 0; range <= engine->config.ranges; range++) {
         char name[32];
         snprintf(name, sizeof name, META_RANGE_FORMAT, range);
@@ -252,6 +332,7 @@ static enum err on_replay(void *ctx, const struct wal_record *record)
         }
         TRY(seal(engine));
     }
+    if (engine->table != NULL) return engine->config.on_replay(engine->config.ctx, engine, record);
     return engine_apply(engine, record);
 }
 
@@ -314,7 +395,9 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
         snprintf(report->detail, sizeof report->detail, "%s", report->log.detail);
         return err;
     }
-    wal_trim(engine->wal, engine->checkpointed);
+    /* who needs older records is known once the owner has taken over */
+    if (engine->table == NULL) wal_trim(engine->wal, engine->checkpointed);
+    engine->sealed_segment = engine->segment;
     if (fresh) return clear_log_absent(engine);
     return OK;
 }
@@ -328,6 +411,7 @@ static void engine_free(struct engine *engine)
     if (engine->spare != NULL) memtable_free(engine->spare);
     if (engine->read != NULL) engine->config.kv->read_end(engine->read);
     if (engine->kv != NULL) engine->config.kv->close(engine->kv);
+    range_table_free(engine->table);
     free(engine->range_applied);
     free(engine);
 }
@@ -389,6 +473,10 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
     const struct kv_ops *ops = config->kv;
     engine->range_applied = calloc(config->ranges + 1, sizeof *engine->range_applied);
     if (engine->range_applied == NULL) return ERR_NOMEM;
+    if (config->on_replay != NULL) {
+        engine->table = range_table_new(config->ranges + 1);
+        if (engine->table == NULL) return ERR_NOMEM;
+    }
     TRY(layer_open(engine, &engine->active));
     struct kv_config kv_config = {
         .folder = config->kv_folder,
@@ -413,6 +501,7 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
         .ops = ops,
         .kv = engine->kv,
         .clock = &config->io->clock,
+        .table = engine->table,
         .ranges = config->ranges + 1,
         .chunk_puts = config->chunk_puts == 0 ? CHUNK_PUTS : config->chunk_puts,
         .background = config->background,
@@ -429,6 +518,9 @@ enum err engine_open(
     const struct engine_config *config, struct engine_report *report, struct engine **engine_out)
 {
     ASSERT(config->ranges > 0 && config->on_durable != NULL);
+    bool replicated = config->on_replay != NULL;
+    ASSERT((config->on_range != NULL) == replicated && (config->range_meta != NULL) == replicated);
+    ASSERT((config->low_water != NULL) == replicated);
     *report = (struct engine_report){0};
     struct engine *engine = calloc(1, sizeof *engine);
     if (engine == NULL) return ERR_NOMEM;
@@ -451,8 +543,13 @@ enum err engine_open(
 /* runs checkpoints until everything applied is in the bottom store */
 static enum err drain(struct engine *engine)
 {
-    while (engine->sealed.memtable != NULL || engine->active.last != 0) {
-        if (engine->sealed.memtable == NULL) TRY(seal(engine));
+    /* a node's ranges may have voted or moved on without a change of data */
+    bool metas = engine->table != NULL;
+    while (engine->sealed.memtable != NULL || engine->active.used || metas) {
+        if (engine->sealed.memtable == NULL) {
+            TRY(seal(engine));
+            metas = false;
+        }
         atomic_store(&engine->checkpoint.pause_us, 0);
         TRY(checkpoint_wait(&engine->checkpoint, CLOSE_ATTEMPTS));
         if (checkpoint_collect(&engine->checkpoint)) publish(engine);
@@ -490,7 +587,7 @@ static enum err wait_or_refuse(struct engine *engine)
     if (engine->waiting_since_ns == 0) engine->waiting_since_ns = now;
     if (atomic_load(&engine->checkpoint.failing)) return ERR_FULL;
     if (now - engine->waiting_since_ns > (uint64_t)ADMIT_WAIT_MS * 1000000u) return ERR_FULL;
-    if (engine->active.last != 0) engine->seal_wanted = true;
+    if (engine->active.used || low_water_moved(engine)) engine->seal_wanted = true;
     return ERR_AGAIN;
 }
 
@@ -539,26 +636,28 @@ void engine_tick(struct engine *engine)
 {
     if (engine->failed != OK) return;
     maintain(engine);
+    if (engine->table != NULL) trim_log(engine);
     if (!wal_in_flight(engine->wal)) wal_idle(engine->wal);
 }
 
-static enum err apply_effect(struct engine *engine, const struct effect *effect, lsn_t lsn)
+static enum err apply_effect(struct engine *engine, const struct effect *effect, uint64_t version)
 {
     struct memtable *memtable = engine->active.memtable;
     if (effect->range > engine->config.ranges) return ERR_CORRUPT;
     if (effect->kind == EFFECT_CLEAR_BUCKET && PLANTED_BUG(25) && engine->wal == NULL) return OK;
+    engine->range_applied[effect->range] = version;
     if (effect->kind == EFFECT_CLEAR_BUCKET)
-        return memtable_clear_bucket(memtable, effect->bucket, lsn);
+        return memtable_clear_bucket(memtable, effect->range, effect->bucket);
 
     uint8_t stored[KEY_SIZE_MAX_STORED];
     struct bytes key = effect_stored_key(stored, effect->bucket, effect->key);
-    engine->range_applied[effect->range] = lsn;
-    if (effect->kind == EFFECT_DELETE) return memtable_delete(memtable, effect->range, key, lsn);
+    if (effect->kind == EFFECT_DELETE)
+        return memtable_delete(memtable, effect->range, key, version);
 
     struct value value = {
         .bytes = effect->value,
         .expires_ms = effect->expires_ms,
-        .version = lsn,
+        .version = version,
         .flags = effect->flags,
     };
     TRY(memtable_put(memtable, effect->range, key, &value));
@@ -566,12 +665,20 @@ static enum err apply_effect(struct engine *engine, const struct effect *effect,
     return expiry_heap_add(&engine->active.expiry, effect->expires_ms, effect->range, key);
 }
 
+static void note_use(struct engine *engine)
+{
+    if (engine->active.used) return;
+    engine->active.used = true;
+    engine->active.first_ns = now_ns(engine);
+}
+
 enum err engine_apply(struct engine *engine, const struct wal_record *record)
 {
+    ASSERT(engine->table == NULL);
     ASSERT(record->lsn > engine->applied);
     engine->applied = record->lsn;
     if (record->type != WAL_RECORD_WRITE) return OK;
-    if (engine->active.last == 0) engine->active.first_ns = now_ns(engine);
+    note_use(engine);
     engine->active.last = record->lsn;
     struct bytes rest = record->payload;
     if (rest.size < 8) return engine->failed = ERR_CORRUPT;
@@ -580,6 +687,26 @@ enum err engine_apply(struct engine *engine, const struct wal_record *record)
     enum err err;
     while ((err = effect_next(&rest, &effect)) == OK) {
         err = apply_effect(engine, &effect, record->lsn);
+        if (err != OK) break;
+    }
+    if (err == ERR_NOT_FOUND) return OK;
+    return engine->failed = err;
+}
+
+enum err engine_apply_entry(
+    struct engine *engine, uint16_t range, uint64_t index, struct bytes effects)
+{
+    ASSERT(engine->table != NULL && range <= engine->config.ranges);
+    uint64_t applied = engine->range_applied[range];
+    /* A crash between two transactions of a checkpoint leaves ranges that are ahead of the log's replay. */
+    if (engine->wal == NULL && index <= applied) return OK;
+    ASSERT(index > applied);
+    note_use(engine);
+    engine->range_applied[range] = index;
+    struct effect effect;
+    enum err err;
+    while ((err = effect_next(&effects, &effect)) == OK) {
+        err = effect.range == range ? apply_effect(engine, &effect, index) : ERR_CORRUPT;
         if (err != OK) break;
     }
     if (err == ERR_NOT_FOUND) return OK;
@@ -661,7 +788,8 @@ struct engine_cursor {
     bool have[LAYERS];
     bool advance[LAYERS];
     struct memtable_entry entry[LAYERS];
-    bool cleared; /* some layer in memory has cleared a bucket */
+    uint16_t range;
+    bool cleared; /* some layer in memory has cleared a bucket of the range */
     enum err store_error; /* OK, or ERR_CORRUPT for the store's current key */
 };
 
@@ -692,13 +820,6 @@ static void advance_layer(struct engine_cursor *cursor, int layer, enum err *err
     }
 }
 
-static void note_cleared(void *ctx, uint16_t bucket, uint64_t version)
-{
-    (void)bucket;
-    (void)version;
-    *(bool *)ctx = true;
-}
-
 enum err engine_cursor_open(struct engine *engine, uint16_t range, struct bytes from, bool after,
     struct engine_cursor **cursor_out)
 {
@@ -706,11 +827,12 @@ enum err engine_cursor_open(struct engine *engine, uint16_t range, struct bytes 
     struct engine_cursor *cursor = calloc(1, sizeof *cursor);
     if (cursor == NULL) return ERR_NOMEM;
     cursor->engine = engine;
+    cursor->range = range;
     const struct memtable *memtables[STORE] = {engine->active.memtable, engine->sealed.memtable};
     for (int layer = 0; layer < STORE; layer++) {
         cursor->in_memory[layer] = memtables[layer] != NULL;
-        if (memtables[layer] != NULL)
-            memtable_each_cleared(memtables[layer], note_cleared, &cursor->cleared);
+        if (memtables[layer] != NULL && memtable_range_cleared(memtables[layer], range))
+            cursor->cleared = true;
         if (memtables[layer] != NULL)
             memtable_seek(memtables[layer], range, from, &cursor->memory[layer]);
         load_memory(cursor, layer);
@@ -743,9 +865,9 @@ static bool hidden(const struct engine_cursor *cursor, int layer, struct bytes k
     if (!cursor->cleared) return false;
     uint16_t bucket = load_u16_be(key.at);
     const struct engine *engine = cursor->engine;
-    if (layer > 0 && memtable_cleared(engine->active.memtable, bucket)) return true;
+    if (layer > 0 && memtable_cleared(engine->active.memtable, cursor->range, bucket)) return true;
     return layer > 1 && engine->sealed.memtable != NULL &&
-        memtable_cleared(engine->sealed.memtable, bucket);
+        memtable_cleared(engine->sealed.memtable, cursor->range, bucket);
 }
 
 /* The layer with the smallest key, the newest of equals; every layer that has the key is marked to move
@@ -867,44 +989,64 @@ static bool exists_below(struct engine *engine, const struct layer *layer,
     return note == NOTE_BELOW;
 }
 
-/* what a layer adds to the keys of a bucket; alone: nothing below it counts */
-static int64_t layer_count(struct engine *engine, const struct layer *layer, uint16_t bucket,
-    bool alone, const struct merged_to *merged)
+/* what a layer adds to the keys of a bucket in a range; alone: nothing below it counts */
+static int64_t layer_count(struct engine *engine, const struct layer *layer, uint16_t range,
+    uint16_t bucket, bool alone, const struct merged_to *merged)
 {
+    if (memtable_range_count(layer->memtable, range) == 0) return 0;
     uint8_t prefix[2];
     store_u16_be(prefix, bucket);
     int64_t count = 0;
-    for (uint32_t range = 1; range <= engine->config.ranges; range++) {
-        if (memtable_range_count(layer->memtable, (uint16_t)range) == 0) continue;
-        struct memtable_cursor cursor;
-        struct memtable_entry entry;
-        memtable_seek(layer->memtable, (uint16_t)range, bytes_of(prefix, 2), &cursor);
-        for (; memtable_cursor_get(&cursor, &entry) && load_u16_be(entry.key.at) == bucket;
-             memtable_cursor_next(&cursor)) {
-            if (!alone && merged != NULL && is_merged(merged, entry.range, entry.key)) continue;
-            count += entry.tombstone ? 0 : 1;
-            if (!alone) count -= exists_below(engine, layer, &cursor, &entry) ? 1 : 0;
-        }
+    struct memtable_cursor cursor;
+    struct memtable_entry entry;
+    memtable_seek(layer->memtable, range, bytes_of(prefix, 2), &cursor);
+    for (; memtable_cursor_get(&cursor, &entry) && load_u16_be(entry.key.at) == bucket;
+         memtable_cursor_next(&cursor)) {
+        if (!alone && merged != NULL && is_merged(merged, entry.range, entry.key)) continue;
+        count += entry.tombstone ? 0 : 1;
+        if (!alone) count -= exists_below(engine, layer, &cursor, &entry) ? 1 : 0;
     }
     return count;
 }
 
-uint64_t engine_count(struct engine *engine, uint16_t bucket)
+static int64_t count_range(
+    struct engine *engine, uint16_t range, uint16_t bucket, const struct merged_to *merged)
+{
+    bool cleared = memtable_cleared(engine->active.memtable, range, bucket);
+    int64_t count = layer_count(engine, &engine->active, range, bucket, cleared, NULL);
+    if (!cleared && engine->sealed.memtable != NULL && !PLANTED_BUG(22)) {
+        cleared = memtable_cleared(engine->sealed.memtable, range, bucket);
+        count += layer_count(engine, &engine->sealed, range, bucket, cleared, merged);
+    }
+    uint64_t stored = 0;
+    if (!cleared && engine->reading &&
+        engine->config.kv->count(engine->read, range, bucket, &stored) != OK)
+        stored = 0;
+    return count + (int64_t)stored;
+}
+
+static struct merged_to counting_position(struct engine *engine)
 {
     struct merged_to merged = {0};
     checkpoint_position(
         &engine->checkpoint, renew_for_count, engine, &merged.range, merged.key, &merged.key_size);
-    bool cleared = memtable_cleared(engine->active.memtable, bucket);
-    int64_t count = layer_count(engine, &engine->active, bucket, cleared, NULL);
-    if (!cleared && engine->sealed.memtable != NULL && !PLANTED_BUG(22)) {
-        cleared = memtable_cleared(engine->sealed.memtable, bucket);
-        count += layer_count(engine, &engine->sealed, bucket, cleared, &merged);
-    }
-    uint64_t stored = 0;
-    if (!cleared && engine->reading &&
-        engine->config.kv->count(engine->read, bucket, &stored) != OK)
-        stored = 0;
-    count += (int64_t)stored;
+    return merged;
+}
+
+uint64_t engine_count(struct engine *engine, uint16_t bucket)
+{
+    struct merged_to merged = counting_position(engine);
+    int64_t count = 0;
+    for (uint32_t range = 1; range <= engine->config.ranges; range++)
+        count += count_range(engine, (uint16_t)range, bucket, &merged);
+    return count < 0 ? 0 : (uint64_t)count;
+}
+
+uint64_t engine_count_range(struct engine *engine, uint16_t range, uint16_t bucket)
+{
+    ASSERT(range <= engine->config.ranges);
+    struct merged_to merged = counting_position(engine);
+    int64_t count = count_range(engine, range, bucket, &merged);
     return count < 0 ? 0 : (uint64_t)count;
 }
 
@@ -963,17 +1105,35 @@ void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err e
         done(ctx, ERR_BUSY);
         return;
     }
-    if (engine->applied == engine->checkpointed ||
-        (engine->active.last == 0 && engine->sealed.memtable == NULL)) {
+    bool needed = engine->active.used || engine->table != NULL;
+    if (!needed && engine->sealed.memtable == NULL) {
         done(ctx, OK);
         return;
     }
     engine->waiting = true;
-    engine->waiting_for = engine->active.last != 0 ? engine->active.last : engine->sealed.last;
+    engine->waiting_for = engine->seals + (needed ? 1 : 0);
     engine->checkpoint_done = done;
     engine->checkpoint_ctx = ctx;
-    if (engine->active.last != 0) engine->seal_wanted = true;
+    if (needed) engine->seal_wanted = true;
     maintain(engine);
+}
+
+enum err engine_range_remove(struct engine *engine, uint16_t range, const struct range_meta *meta)
+{
+    (void)engine, (void)range, (void)meta;
+    return ERR_UNSUPPORTED;
+}
+
+bool engine_range_in_memory(const struct engine *engine, uint16_t range)
+{
+    ASSERT(range <= engine->config.ranges);
+    const struct memtable *memtables[] = {engine->active.memtable, engine->sealed.memtable};
+    for (int i = 0; i < 2; i++) {
+        if (memtables[i] == NULL) continue;
+        if (memtable_range_count(memtables[i], range) > 0) return true;
+        if (memtable_range_cleared(memtables[i], range)) return true;
+    }
+    return false;
 }
 
 bool engine_checkpoint_step(struct engine *engine)
@@ -1009,7 +1169,7 @@ lsn_t engine_checkpointed(const struct engine *engine)
     return engine->checkpointed;
 }
 
-lsn_t engine_range_applied(const struct engine *engine, uint16_t range)
+uint64_t engine_range_applied(const struct engine *engine, uint16_t range)
 {
     ASSERT(range <= engine->config.ranges);
     return engine->range_applied[range];
@@ -1019,7 +1179,8 @@ void engine_stats(struct engine *engine, struct engine_stats *stats_out)
 {
     struct checkpoint *checkpoint = &engine->checkpoint;
     *stats_out = (struct engine_stats){
-        .applied = engine->applied,
+        .applied =
+            engine->table == NULL ? engine->applied : engine->config.low_water(engine->config.ctx),
         .checkpointed = engine->checkpointed,
         .memtable_bytes = layer_bytes(&engine->active),
         .memtable_entries = memtable_count(engine->active.memtable),

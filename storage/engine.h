@@ -96,8 +96,8 @@ enum err engine_apply(struct engine *engine, const struct wal_record *record) MU
 /* The replicated form: applies the effects (without the 8 bytes of time) of a range's entry `index`, which becomes the
  * version of every value it writes. In order of index within a range, each once. All effects must be of this
  * range (EFFECT_CLEAR_BUCKET clears in this range alone): else ERR_CORRUPT. */
-enum err engine_apply_entry(struct engine *engine, uint16_t range, uint64_t index,
-    struct bytes effects) MUST_CHECK;
+enum err engine_apply_entry(
+    struct engine *engine, uint16_t range, uint64_t index, struct bytes effects) MUST_CHECK;
 /* Lets the memory that applying this record will touch come closer; for records some places ahead. */
 void engine_prefetch(const struct engine *engine, const struct wal_record *record);
 /* Applies the records after engine_applied() up to lsn that are in the log's memory. */
@@ -196,7 +196,7 @@ struct engine_stats {
     uint64_t expires; /* keys with an expiry (an estimate) */
 };
 void engine_stats(struct engine *engine, struct engine_stats *stats_out);
-/* Applied index of a range: the LSN of the newest record applied to it. */
-lsn_t engine_range_applied(const struct engine *engine, uint16_t range);
+/* Applied index of a range; of an embedded store, the LSN of the newest record applied to it. */
+uint64_t engine_range_applied(const struct engine *engine, uint16_t range);
 
 #endif

@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "storage/memtable.h"
 
-/* The bottom level: an ordered store of checkpointed state, with one writer and snapshot
+/* The bottom level: an ordered store of checkpointed state, with one writer at a time and snapshot
  * readers. Two implementations: kv_lmdb.c (the only file that sees lmdb.h) and, in the
  * simulator, sim_kv. One contract suite runs on both.
  *
@@ -54,8 +54,11 @@ struct kv_ops {
     /* ERR_NOT_FOUND, ERR_CORRUPT (checksum), or the value; borrowed until reset/end. */
     enum err (*get)(
         struct kv_read *read, uint16_t range, struct bytes key, struct value *value_out);
-    /* Keys of a bucket, over all ranges but 0 (expired ones not yet removed included). */
-    enum err (*count)(struct kv_read *read, uint16_t bucket, uint64_t *count_out);
+    /* Keys of a bucket in a range (expired ones not yet removed included). */
+    enum err (*count)(struct kv_read *read, uint16_t range, uint16_t bucket, uint64_t *count_out);
+    /* Calls each() for every bucket of the range whose count is not zero, in order of buckets. */
+    enum err (*counts)(struct kv_read *read, uint16_t range,
+        void (*each)(void *ctx, uint16_t bucket, uint64_t count), void *ctx);
     enum err (*meta_get)(struct kv_read *read, const char *name, struct bytes *value_out);
 
     /* The sum of kv_entry_sum() over all entries of a range, kept exact by the writes: what the range
@@ -76,8 +79,9 @@ struct kv_ops {
     enum err (*expired)(struct kv_read *read, int64_t from, int64_t until,
         bool (*each)(void *ctx, uint16_t range, struct bytes key, int64_t expires_ms), void *ctx);
 
-    /* The one writer, from begin to commit in one thread. Commit is fully synced; after any
-     * error the transaction is gone and the store is as before (abort() then does nothing, and
+    /* One write transaction at a time: a second thread's begin waits for the first to end. Each from begin to
+     * commit or abort in one thread. Keys beyond the last of a range are appended, so sorted loads leave
+     * full pages. Commit is fully synced; after any error the transaction is gone and the store is as before (abort() then does nothing, and
      * more calls on it repeat the error). ERR_FULL: disk or map full (the map is grown when it
      * can be: then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin
      * after a failed commit: the store must be reopened before it takes writes again. */
@@ -88,6 +92,9 @@ struct kv_ops {
     /* Removes up to `limit` keys of a bucket in a range; *done_out when none is left. */
     enum err (*clear)(
         struct kv_write *write, uint16_t range, uint16_t bucket, uint32_t limit, bool *done_out);
+    /* Removes everything of a range, all buckets: at once where no key of it expires, else up to `limit`
+     * keys; *done_out when nothing is left. */
+    enum err (*range_reset)(struct kv_write *write, uint16_t range, uint32_t limit, bool *done_out);
     enum err (*meta_put)(struct kv_write *write, const char *name, struct bytes value);
     enum err (*commit)(struct kv_write *write);
     void (*abort)(struct kv_write *write);

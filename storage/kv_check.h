@@ -4,7 +4,7 @@
 #include "storage/kv.h"
 
 /* Is everything that was stored still there, and found? Walks a store at one snapshot and compares: keys in
- * order, values by their checksums, each range by its sum, each bucket by its count, and, at the borders of
+ * order, values by their checksums, each range by its sum, each bucket of it by its count, and, at the borders of
  * pages, that a search arrives where the walk does. After a complete walk without a finding a key
  * that is not found was not stored. Used when a node starts and by `duramen verify`. */
 
@@ -29,7 +29,7 @@ struct kv_check {
 
 enum { KV_CHECK_FINDINGS_MAX = 1000 };
 
-/* ERR_CORRUPT if there was any finding, ERR_NOMEM. */
+/* ERR_CORRUPT if there was any finding. */
 enum err kv_check(struct kv_check *check) MUST_CHECK;
 
 #endif

@@ -47,11 +47,12 @@
  * data, that a walk of the range must arrive at (kv_check.h). Meta values carry a checksum. */
 
 enum {
-    FORMAT = 1,
+    FORMAT = 2,
     READERS_MAX = 510,
     KEY_MAX = 500, /* LMDB's 511 less the front of an expiry key */
     EXPIRY_FRONT = 10,
-    BUCKETS = 1 << 16,
+    WRITERS_MAX = 8,
+    COUNT_NAME = 4,
     GROW_WAIT_S = 10,
     META_FRONT = 4,
 };
@@ -66,20 +67,31 @@ struct range_write {
     uint64_t sum; /* of the range, as it will be committed */
     bool sum_changed;
     bool sum_lost; /* a damaged value went, and nobody knows what it had added: count anew */
+    uint16_t bucket; /* the bucket that `keys` is about: neighbours in key order share it */
+    int64_t keys; /* came and went, not yet in kv_write.changes */
+    int64_t expiring; /* the same of keys that expire */
 };
 
+struct count_change {
+    uint16_t range;
+    uint16_t bucket;
+    int64_t by;
+};
+
+/* A thread's, kept for its next transaction. */
 struct kv_write {
     struct kv *kv;
+    bool owned;
+    pthread_t owner;
     MDB_txn *txn; /* NULL: no transaction */
     enum err failed; /* why it is gone */
     MDB_cursor *expiry;
     struct range_write **ranges; /* by id; allocated at first use, kept */
     uint16_t *touched; /* ids of the ranges with a cursor */
     size_t touched_count;
-    int64_t *deltas; /* by bucket: keys that came and went */
-    uint16_t *delta_buckets;
-    size_t delta_count;
-    uint8_t *delta_listed;
+    struct count_change *changes; /* in order of time */
+    size_t change_count;
+    size_t change_capacity;
 };
 
 struct kv {
@@ -92,7 +104,9 @@ struct kv {
     bool read_only;
     int folder_fd;
     char *folder;
-    struct kv_write write;
+    pthread_mutex_t
+        writer; /* held from the begin of a write transaction to its end, map growth included */
+    struct kv_write writes[WRITERS_MAX];
 
     atomic_int active; /* snapshots in use; -1 while the map moves */
     atomic_bool grow_waits;
@@ -283,11 +297,20 @@ static enum err lmdb_get(
     return kv_value_decode(range, key, bytes_of_val(stored), value_out);
 }
 
-static enum err count_get(MDB_txn *txn, const struct kv *kv, uint16_t bucket, uint64_t *count_out)
+/* Name in the database of counts: u16 range, u16 bucket, both big-endian; the range alone names the number of
+ * its keys that expire. */
+static MDB_val count_name(uint8_t at[COUNT_NAME], uint16_t range, const uint16_t *bucket)
 {
-    uint8_t name[2];
-    store_u16_be(name, bucket);
-    MDB_val key = {.mv_size = sizeof name, .mv_data = name}, stored;
+    store_u16_be(at, range);
+    if (bucket != NULL) store_u16_be(at + 2, *bucket);
+    return (MDB_val){.mv_size = bucket == NULL ? 2 : COUNT_NAME, .mv_data = at};
+}
+
+static enum err count_get(
+    MDB_txn *txn, const struct kv *kv, uint16_t range, const uint16_t *bucket, uint64_t *count_out)
+{
+    uint8_t name[COUNT_NAME];
+    MDB_val key = count_name(name, range, bucket), stored;
     int code = mdb_get(txn, kv->counts, &key, &stored);
     *count_out = 0;
     if (code == MDB_NOTFOUND) return OK;
@@ -297,10 +320,32 @@ static enum err count_get(MDB_txn *txn, const struct kv *kv, uint16_t bucket, ui
     return OK;
 }
 
-static enum err lmdb_count(struct kv_read *read, uint16_t bucket, uint64_t *count_out)
+static enum err lmdb_count(
+    struct kv_read *read, uint16_t range, uint16_t bucket, uint64_t *count_out)
 {
     ASSERT(read->active);
-    return count_get(read->txn, read->kv, bucket, count_out);
+    return count_get(read->txn, read->kv, range, &bucket, count_out);
+}
+
+static enum err lmdb_counts(struct kv_read *read, uint16_t range,
+    void (*each)(void *ctx, uint16_t bucket, uint64_t count), void *ctx)
+{
+    ASSERT(read->active);
+    MDB_cursor *cursor;
+    int code = mdb_cursor_open(read->txn, read->kv->counts, &cursor);
+    if (code != MDB_SUCCESS) return err_from_lmdb(code);
+    uint8_t front[COUNT_NAME];
+    MDB_val key = count_name(front, range, NULL), stored;
+    struct bytes prefix = bytes_of(front, 2);
+    code = mdb_cursor_get(cursor, &key, &stored, MDB_SET_RANGE);
+    while (code == MDB_SUCCESS && bytes_have_prefix(bytes_of_val(key), prefix)) {
+        const uint8_t *at = key.mv_data;
+        if (key.mv_size == COUNT_NAME && stored.mv_size == sizeof(uint64_t))
+            each(ctx, load_u16_be(at + 2), load_u64(stored.mv_data));
+        code = mdb_cursor_get(cursor, &key, &stored, MDB_NEXT);
+    }
+    mdb_cursor_close(cursor);
+    return code == MDB_NOTFOUND ? OK : err_from_lmdb(code);
 }
 
 /* A meta value is stored behind u32 crc32c of its name and itself. */
@@ -458,11 +503,7 @@ static void write_forget(struct kv_write *write)
     for (size_t i = 0; i < write->touched_count; i++)
         write->ranges[write->touched[i]]->cursor = NULL; /* closed with the transaction */
     write->touched_count = 0;
-    for (size_t i = 0; i < write->delta_count; i++) {
-        write->deltas[write->delta_buckets[i]] = 0;
-        write->delta_listed[write->delta_buckets[i]] = 0;
-    }
-    write->delta_count = 0;
+    write->change_count = 0;
     write->expiry = NULL;
     write->txn = NULL;
 }
@@ -472,6 +513,7 @@ static void lmdb_abort(struct kv_write *write)
     if (write == NULL || write->txn == NULL) return;
     mdb_txn_abort(write->txn);
     write_forget(write);
+    pthread_mutex_unlock(&write->kv->writer);
 }
 
 static bool disk_is_full(const struct kv *kv)
@@ -485,26 +527,61 @@ static bool disk_is_full(const struct kv *kv)
 static enum err write_fail(struct kv_write *write, int code, bool committing)
 {
     enum err err = err_from_lmdb(code);
+    struct kv *kv = write->kv;
     if (committing) {
-        write_forget(write);
         /* LMDB reports a write cut short by a full disk as EIO */
-        if (code == EIO && disk_is_full(write->kv)) err = ERR_FULL;
+        if (code == EIO && disk_is_full(kv)) err = ERR_FULL;
     } else {
-        lmdb_abort(write);
+        mdb_txn_abort(write->txn);
     }
-    if (code == MDB_MAP_FULL && map_grow(write->kv)) err = ERR_AGAIN;
+    write_forget(write);
+    if (code == MDB_MAP_FULL && map_grow(kv)) err = ERR_AGAIN;
+    pthread_mutex_unlock(&kv->writer);
     write->failed = err;
     return err;
 }
 
+static enum err write_give_up(struct kv_write *write, enum err err)
+{
+    lmdb_abort(write);
+    return write->failed = err;
+}
+
+/* The caller's, from earlier or new; kv->writer is held. */
+static struct kv_write *write_of_thread(struct kv *kv)
+{
+    pthread_t self = pthread_self();
+    struct kv_write *unused = NULL;
+    for (int i = 0; i < WRITERS_MAX; i++) {
+        struct kv_write *write = &kv->writes[i];
+        if (write->owned && pthread_equal(write->owner, self)) return write;
+        if (!write->owned && unused == NULL) unused = write;
+    }
+    /* more threads than were ever meant to write: a program error */
+    ASSERT(unused != NULL);
+    unused->kv = kv;
+    if (unused->ranges == NULL) unused->ranges = calloc(kv->range_count, sizeof(void *));
+    if (unused->touched == NULL) unused->touched = calloc(kv->range_count, sizeof(uint16_t));
+    if (unused->ranges == NULL || unused->touched == NULL) return NULL;
+    unused->owner = self;
+    unused->owned = true;
+    return unused;
+}
+
 static enum err lmdb_write_begin(struct kv *kv, struct kv_write **write_out)
 {
-    struct kv_write *write = &kv->write;
     ASSERT(!kv->read_only);
+    pthread_mutex_lock(&kv->writer);
+    struct kv_write *write = write_of_thread(kv);
+    if (write == NULL) {
+        pthread_mutex_unlock(&kv->writer);
+        return ERR_NOMEM;
+    }
     ASSERT(write->txn == NULL);
     int code = mdb_txn_begin(kv->env, NULL, 0, &write->txn);
     if (code != MDB_SUCCESS) {
         write->txn = NULL;
+        pthread_mutex_unlock(&kv->writer);
         /* a commit that failed at its last step leaves LMDB unsure of what is on the disk */
         if (code == MDB_PANIC) return ERR_IO;
         return err_from_lmdb(code);
@@ -524,10 +601,7 @@ static enum err write_range(struct kv_write *write, uint16_t range, struct range
     }
     if (state == NULL) {
         state = write->ranges[range] = calloc(1, sizeof *state);
-        if (state == NULL) {
-            lmdb_abort(write);
-            return write->failed = ERR_NOMEM;
-        }
+        if (state == NULL) return write_give_up(write, ERR_NOMEM);
     }
     int code = mdb_cursor_open(write->txn, write->kv->ranges[range], &state->cursor);
     if (code != MDB_SUCCESS) {
@@ -536,12 +610,10 @@ static enum err write_range(struct kv_write *write, uint16_t range, struct range
     }
     write->touched[write->touched_count++] = range;
     state->sum_changed = false;
+    state->keys = state->expiring = 0;
     enum err err = sum_read(write->txn, write->kv, range, &state->sum);
     state->sum_lost = err == ERR_CORRUPT;
-    if (err != OK && err != ERR_CORRUPT) {
-        lmdb_abort(write);
-        return write->failed = err;
-    }
+    if (err != OK && err != ERR_CORRUPT) return write_give_up(write, err);
     MDB_val last, ignored;
     code = mdb_cursor_get(state->cursor, &last, &ignored, MDB_LAST);
     state->last_size = 0;
@@ -604,15 +676,33 @@ static int sums_write(struct kv_write *write)
     return MDB_SUCCESS;
 }
 
-static void count_change(struct kv_write *write, uint16_t range, struct bytes key, int64_t by)
+static int changes_add(struct kv_write *write, uint16_t range, uint16_t bucket, int64_t by)
 {
-    if (range == 0 || key.size < 2) return;
-    uint16_t bucket = load_u16_be(key.at);
-    if (!write->delta_listed[bucket]) {
-        write->delta_listed[bucket] = 1;
-        write->delta_buckets[write->delta_count++] = bucket;
+    if (write->change_count == write->change_capacity) {
+        size_t capacity = write->change_capacity == 0 ? 64 : write->change_capacity * 2;
+        struct count_change *changes = realloc(write->changes, capacity * sizeof *changes);
+        if (changes == NULL) return ENOMEM;
+        write->changes = changes;
+        write->change_capacity = capacity;
     }
-    write->deltas[bucket] += by;
+    write->changes[write->change_count++] =
+        (struct count_change){.range = range, .bucket = bucket, .by = by};
+    return MDB_SUCCESS;
+}
+
+static int count_change(struct kv_write *write, uint16_t range, struct bytes key, int64_t by)
+{
+    if (key.size < 2) return MDB_SUCCESS;
+    struct range_write *state = write->ranges[range];
+    uint16_t bucket = load_u16_be(key.at);
+    int code = MDB_SUCCESS;
+    if (state->keys != 0 && state->bucket != bucket) {
+        code = changes_add(write, range, state->bucket, state->keys);
+        state->keys = 0;
+    }
+    state->bucket = bucket;
+    state->keys += by;
+    return code;
 }
 
 static int expiry_change(
@@ -627,10 +717,11 @@ static int expiry_change(
         int code = mdb_cursor_open(write->txn, write->kv->expiry, &write->expiry);
         if (code != MDB_SUCCESS) return code;
     }
-    if (add) return mdb_cursor_put(write->expiry, &entry, &nothing, 0);
-    int code = mdb_cursor_get(write->expiry, &entry, &nothing, MDB_SET);
-    if (code == MDB_SUCCESS) code = mdb_cursor_del(write->expiry, 0);
-    return code == MDB_NOTFOUND ? MDB_SUCCESS : code;
+    int code = add ? mdb_cursor_put(write->expiry, &entry, &nothing, MDB_NOOVERWRITE)
+                   : mdb_cursor_get(write->expiry, &entry, &nothing, MDB_SET);
+    if (code == MDB_SUCCESS) write->ranges[range]->expiring += add ? 1 : -1;
+    if (code == MDB_SUCCESS && !add) code = mdb_cursor_del(write->expiry, 0);
+    return code == MDB_NOTFOUND || code == MDB_KEYEXIST ? MDB_SUCCESS : code;
 }
 
 /* Brings the index from the old expiry of a key (0: none) to the new one. */
@@ -650,10 +741,7 @@ static enum err lmdb_put(
 {
     if (write->txn == NULL) return write->failed;
     ASSERT(key.size > 0);
-    if (key.size > KEY_MAX) {
-        lmdb_abort(write);
-        return write->failed = ERR_TOO_LARGE;
-    }
+    if (key.size > KEY_MAX) return write_give_up(write, ERR_TOO_LARGE);
     struct range_write *state;
     TRY(write_range(write, range, &state));
     MDB_val name = val_of(key);
@@ -675,7 +763,7 @@ static enum err lmdb_put(
         place = (MDB_val){.mv_size = kv_value_size(value)};
         code = mdb_cursor_put(state->cursor, &name, &place, MDB_RESERVE | MDB_CURRENT);
     } else if (code == MDB_SUCCESS) {
-        count_change(write, range, key, 1);
+        code = count_change(write, range, key, 1);
     }
     if (code != MDB_SUCCESS) return write_fail(write, code, false);
     kv_value_encode(place.mv_data, range, key, value);
@@ -695,9 +783,8 @@ static int remove_current(
     sum_remove(write->ranges[range], range, key, bytes_of_val(stored));
     int64_t old_ms = kv_value_expires(bytes_of_val(stored));
     int code = expiry_move(write, range, key, old_ms, 0);
-    if (code != MDB_SUCCESS) return code;
-    count_change(write, range, key, -1);
-    return mdb_cursor_del(cursor, 0);
+    if (code == MDB_SUCCESS) code = count_change(write, range, key, -1);
+    return code == MDB_SUCCESS ? mdb_cursor_del(cursor, 0) : code;
 }
 
 static enum err lmdb_del(struct kv_write *write, uint16_t range, struct bytes key)
@@ -713,33 +800,46 @@ static enum err lmdb_del(struct kv_write *write, uint16_t range, struct bytes ke
     return code == MDB_SUCCESS ? OK : write_fail(write, code, false);
 }
 
-/* Empties a range at once if all of it is in the bucket and nothing of it can be in the expiry index:
- * LMDB then frees the pages without looking at them. */
+/* Keys of the range that expire, as the transaction has it; more than there are if nobody knows. */
+static uint64_t expiring_now(struct kv_write *write, uint16_t range)
+{
+    uint64_t stored;
+    if (count_get(write->txn, write->kv, range, NULL, &stored) != OK) return UINT64_MAX;
+    return stored + (uint64_t)write->ranges[range]->expiring;
+}
+
+/* The database of a range is emptied: LMDB frees the pages without looking at them. */
+static int drop_entries(struct kv_write *write, uint16_t range)
+{
+    struct range_write *state = write->ranges[range];
+    state->last_size = 0;
+    state->sum = 0;
+    state->sum_changed = true;
+    state->sum_lost = false;
+    return mdb_drop(write->txn, write->kv->ranges[range], 0);
+}
+
+/* Empties a range at once if all of it is in the bucket and nothing of it is in the expiry index. */
 static int clear_whole(struct kv_write *write, uint16_t range, struct range_write *state,
     struct bytes bucket, bool *done_out)
 {
-    MDB_dbi dbi = write->kv->ranges[range];
-    MDB_stat expiry, entries;
+    MDB_stat entries;
     MDB_val first, last, ignored;
     *done_out = false;
-    int code = mdb_stat(write->txn, write->kv->expiry, &expiry);
-    if (code != MDB_SUCCESS || expiry.ms_entries > 0) return code;
-    code = mdb_cursor_get(state->cursor, &first, &ignored, MDB_FIRST);
+    if (expiring_now(write, range) > 0) return MDB_SUCCESS;
+    int code = mdb_cursor_get(state->cursor, &first, &ignored, MDB_FIRST);
     if (code == MDB_NOTFOUND) return MDB_SUCCESS;
     if (code != MDB_SUCCESS) return code;
     if (!bytes_have_prefix(bytes_of_val(first), bucket)) return MDB_SUCCESS;
     code = mdb_cursor_get(state->cursor, &last, &ignored, MDB_LAST);
     if (code != MDB_SUCCESS) return code;
     if (!bytes_have_prefix(bytes_of_val(last), bucket)) return MDB_SUCCESS;
-    code = mdb_stat(write->txn, dbi, &entries);
+    code = mdb_stat(write->txn, write->kv->ranges[range], &entries);
+    if (code == MDB_SUCCESS)
+        code = count_change(write, range, bucket, -(int64_t)entries.ms_entries);
     if (code != MDB_SUCCESS) return code;
-    count_change(write, range, bucket, -(int64_t)entries.ms_entries);
-    state->last_size = 0;
-    state->sum = 0;
-    state->sum_changed = true;
-    state->sum_lost = false;
     *done_out = true;
-    return mdb_drop(write->txn, dbi, 0);
+    return drop_entries(write, range);
 }
 
 static enum err lmdb_clear(
@@ -770,6 +870,57 @@ static enum err lmdb_clear(
     return OK;
 }
 
+/* Forgets all counts of a range, those of this transaction included. */
+static int counts_drop(struct kv_write *write, uint16_t range)
+{
+    struct range_write *state = write->ranges[range];
+    state->keys = state->expiring = 0;
+    size_t kept = 0;
+    for (size_t i = 0; i < write->change_count; i++) {
+        if (write->changes[i].range != range) write->changes[kept++] = write->changes[i];
+    }
+    write->change_count = kept;
+    MDB_cursor *cursor;
+    int code = mdb_cursor_open(write->txn, write->kv->counts, &cursor);
+    if (code != MDB_SUCCESS) return code;
+    uint8_t front[COUNT_NAME];
+    MDB_val name = count_name(front, range, NULL), stored;
+    struct bytes prefix = bytes_of(front, 2);
+    code = mdb_cursor_get(cursor, &name, &stored, MDB_SET_RANGE);
+    while (code == MDB_SUCCESS && bytes_have_prefix(bytes_of_val(name), prefix)) {
+        code = mdb_cursor_del(cursor, 0);
+        if (code == MDB_SUCCESS) code = mdb_cursor_get(cursor, &name, &stored, MDB_NEXT);
+    }
+    mdb_cursor_close(cursor);
+    return code == MDB_NOTFOUND ? MDB_SUCCESS : code;
+}
+
+static enum err lmdb_range_reset(
+    struct kv_write *write, uint16_t range, uint32_t limit, bool *done_out)
+{
+    if (write->txn == NULL) return write->failed;
+    struct range_write *state;
+    TRY(write_range(write, range, &state));
+    MDB_val name, stored;
+    int code = mdb_cursor_get(state->cursor, &name, &stored, MDB_FIRST);
+    uint64_t expiring = expiring_now(write, range) - (uint64_t)state->expiring;
+    for (uint32_t removed = 0; code == MDB_SUCCESS; removed++) {
+        if (expiring + (uint64_t)state->expiring == 0) break;
+        if (removed == limit) {
+            *done_out = false;
+            return OK;
+        }
+        code = remove_current(write, range, state->cursor, bytes_of_val(name), stored);
+        if (code == MDB_SUCCESS) code = mdb_cursor_get(state->cursor, &name, &stored, MDB_NEXT);
+    }
+    if (code == MDB_NOTFOUND) code = MDB_SUCCESS;
+    if (code == MDB_SUCCESS) code = drop_entries(write, range);
+    if (code == MDB_SUCCESS) code = counts_drop(write, range);
+    if (code != MDB_SUCCESS) return write_fail(write, code, false);
+    *done_out = true;
+    return OK;
+}
+
 static enum err lmdb_meta_put(struct kv_write *write, const char *name, struct bytes value)
 {
     if (write->txn == NULL) return write->failed;
@@ -777,26 +928,39 @@ static enum err lmdb_meta_put(struct kv_write *write, const char *name, struct b
     return code == MDB_SUCCESS ? OK : write_fail(write, code, false);
 }
 
+static int count_store(
+    struct kv_write *write, uint16_t range, const uint16_t *bucket, int64_t delta)
+{
+    uint64_t count;
+    if (delta == 0) return MDB_SUCCESS;
+    if (count_get(write->txn, write->kv, range, bucket, &count) != OK) return MDB_CORRUPTED;
+    if (delta < 0 && count < (uint64_t)-delta) return MDB_CORRUPTED;
+    count += (uint64_t)delta;
+    uint8_t name[COUNT_NAME], stored[8];
+    store_u64(stored, count);
+    MDB_val key = count_name(name, range, bucket);
+    MDB_val value = {.mv_size = sizeof stored, .mv_data = stored};
+    int code = count > 0 ? mdb_put(write->txn, write->kv->counts, &key, &value, 0)
+                         : mdb_del(write->txn, write->kv->counts, &key, NULL);
+    return code == MDB_NOTFOUND ? MDB_SUCCESS : code;
+}
+
 static int counts_write(struct kv_write *write)
 {
-    for (size_t i = 0; i < write->delta_count; i++) {
-        uint16_t bucket = write->delta_buckets[i];
-        int64_t delta = write->deltas[bucket];
-        if (delta == 0) continue;
-        uint64_t count;
-        if (count_get(write->txn, write->kv, bucket, &count) != OK) return MDB_CORRUPTED;
-        if (delta < 0 && count < (uint64_t)-delta) return MDB_CORRUPTED;
-        count += (uint64_t)delta;
-        uint8_t name[2], stored[8];
-        store_u16_be(name, bucket);
-        store_u64(stored, count);
-        MDB_val key = {.mv_size = sizeof name, .mv_data = name};
-        MDB_val value = {.mv_size = sizeof stored, .mv_data = stored};
-        int code = count > 0 ? mdb_put(write->txn, write->kv->counts, &key, &value, 0)
-                             : mdb_del(write->txn, write->kv->counts, &key, NULL);
-        if (code != MDB_SUCCESS && code != MDB_NOTFOUND) return code;
+    int code = MDB_SUCCESS;
+    for (size_t i = 0; i < write->touched_count && code == MDB_SUCCESS; i++) {
+        uint16_t range = write->touched[i];
+        struct range_write *state = write->ranges[range];
+        if (state->keys != 0) code = changes_add(write, range, state->bucket, state->keys);
+        state->keys = 0;
+        if (code == MDB_SUCCESS) code = count_store(write, range, NULL, state->expiring);
+        state->expiring = 0;
     }
-    return MDB_SUCCESS;
+    for (size_t i = 0; i < write->change_count && code == MDB_SUCCESS; i++) {
+        const struct count_change *change = &write->changes[i];
+        code = count_store(write, change->range, &change->bucket, change->by);
+    }
+    return code;
 }
 
 static enum err lmdb_commit(struct kv_write *write)
@@ -808,6 +972,7 @@ static enum err lmdb_commit(struct kv_write *write)
     code = mdb_txn_commit(write->txn);
     if (code != MDB_SUCCESS) return write_fail(write, code, true);
     write_forget(write);
+    pthread_mutex_unlock(&write->kv->writer);
     return OK;
 }
 
@@ -897,40 +1062,30 @@ static enum err folder_prepare(struct kv *kv, const struct kv_config *config)
     return OK;
 }
 
+static void write_free(struct kv_write *write)
+{
+    ASSERT(write->txn == NULL);
+    for (uint32_t range = 0; write->ranges != NULL && range < write->kv->range_count; range++)
+        free(write->ranges[range]);
+    free(write->ranges);
+    free(write->touched);
+    free(write->changes);
+}
+
 static void lmdb_close(struct kv *kv)
 {
     if (kv == NULL) return;
-    ASSERT(kv->write.txn == NULL);
     ASSERT(atomic_load(&kv->active) == 0);
     if (kv->env != NULL) mdb_env_close(kv->env);
     if (kv->folder_fd >= 0) close(kv->folder_fd);
-    for (uint32_t range = 0; kv->write.ranges != NULL && range < kv->range_count; range++)
-        free(kv->write.ranges[range]);
-    free(kv->write.ranges);
-    free(kv->write.touched);
-    free(kv->write.deltas);
-    free(kv->write.delta_buckets);
-    free(kv->write.delta_listed);
+    for (int i = 0; i < WRITERS_MAX; i++)
+        write_free(&kv->writes[i]);
+    pthread_mutex_destroy(&kv->writer);
     pthread_cond_destroy(&kv->changed);
     pthread_mutex_destroy(&kv->lock);
     free(kv->ranges);
     free(kv->folder);
     free(kv);
-}
-
-static enum err write_prepare(struct kv *kv)
-{
-    struct kv_write *write = &kv->write;
-    write->kv = kv;
-    if (kv->read_only) return OK;
-    write->ranges = calloc(kv->range_count, sizeof *write->ranges);
-    write->touched = calloc(kv->range_count, sizeof *write->touched);
-    write->deltas = calloc(BUCKETS, sizeof *write->deltas);
-    write->delta_buckets = calloc(BUCKETS, sizeof *write->delta_buckets);
-    write->delta_listed = calloc(BUCKETS, sizeof *write->delta_listed);
-    bool all = write->ranges != NULL && write->touched != NULL && write->deltas != NULL &&
-        write->delta_buckets != NULL && write->delta_listed != NULL;
-    return all ? OK : ERR_NOMEM;
 }
 
 static enum err lmdb_open(const struct kv_config *config, struct kv **kv_out)
@@ -941,11 +1096,11 @@ static enum err lmdb_open(const struct kv_config *config, struct kv **kv_out)
     kv->folder_fd = -1;
     kv->read_only = config->read_only;
     kv->range_count = config->ranges;
+    pthread_mutex_init(&kv->writer, NULL);
     pthread_mutex_init(&kv->lock, NULL);
     pthread_cond_init(&kv->changed, NULL);
     kv->ranges = calloc(config->ranges, sizeof *kv->ranges);
     enum err err = kv->ranges == NULL ? ERR_NOMEM : folder_prepare(kv, config);
-    if (err == OK) err = write_prepare(kv);
     if (err == OK) err = env_open(kv, config);
     if (err == OK) {
         /* slots of processes that died; on failure they only cost file space */
@@ -1013,6 +1168,7 @@ const struct kv_ops kv_lmdb = {
     .read_end = lmdb_read_end,
     .get = lmdb_get,
     .count = lmdb_count,
+    .counts = lmdb_counts,
     .meta_get = lmdb_meta_get,
     .sum = lmdb_sum,
     .cursor_open = lmdb_cursor_open,
@@ -1024,6 +1180,7 @@ const struct kv_ops kv_lmdb = {
     .put = lmdb_put,
     .del = lmdb_del,
     .clear = lmdb_clear,
+    .range_reset = lmdb_range_reset,
     .meta_put = lmdb_meta_put,
     .commit = lmdb_commit,
     .abort = lmdb_abort,

@@ -101,8 +101,8 @@ struct segment {
 };
 
 struct cleared {
-    uint64_t version;
     uint16_t bucket;
+    uint64_t *ranges; /* one bit a range */
 };
 
 struct memtable {
@@ -587,6 +587,11 @@ struct memtable *memtable_new(uint32_t ranges, uint64_t hash_seed)
     return memtable;
 }
 
+static size_t bitmap_size(const struct memtable *memtable)
+{
+    return (memtable->ranges + 63) / 64 * sizeof(uint64_t);
+}
+
 static void drop_all(struct memtable *memtable, size_t keep)
 {
     while (memtable->bigs != NULL)
@@ -596,18 +601,27 @@ static void drop_all(struct memtable *memtable, size_t keep)
     memset(memtable->trees, 0, memtable->ranges * sizeof *memtable->trees);
     memtable->count = 0;
     memtable->bytes = sizeof *memtable + memtable->ranges * sizeof *memtable->trees +
-        memtable->cleared_capacity * sizeof *memtable->cleared;
+        memtable->cleared_capacity * sizeof *memtable->cleared +
+        memtable->cleared_count * bitmap_size(memtable);
+}
+
+static void cleared_reset(struct memtable *memtable)
+{
+    for (size_t i = 0; i < memtable->cleared_count; i++)
+        free(memtable->cleared[i].ranges);
+    memtable->cleared_count = 0;
 }
 
 void memtable_reset(struct memtable *memtable, size_t keep)
 {
+    cleared_reset(memtable);
     drop_all(memtable, keep);
-    memtable->cleared_count = 0;
 }
 
 void memtable_free(struct memtable *memtable)
 {
     if (memtable == NULL) return;
+    cleared_reset(memtable);
     drop_all(memtable, 0);
     free(memtable->chunks);
     free(memtable->cleared);
@@ -724,25 +738,27 @@ static size_t cleared_find(const struct memtable *memtable, uint16_t bucket)
     return low;
 }
 
-static enum err cleared_add(struct memtable *memtable, uint16_t bucket, uint64_t version)
+static enum err cleared_add(struct memtable *memtable, uint16_t range, uint16_t bucket)
 {
     size_t place = cleared_find(memtable, bucket);
-    if (place < memtable->cleared_count && memtable->cleared[place].bucket == bucket) {
-        memtable->cleared[place].version = version;
-        return OK;
+    if (place == memtable->cleared_count || memtable->cleared[place].bucket != bucket) {
+        if (memtable->cleared_count == memtable->cleared_capacity) {
+            size_t capacity = memtable->cleared_capacity == 0 ? 8 : memtable->cleared_capacity * 2;
+            struct cleared *cleared = realloc(memtable->cleared, capacity * sizeof *cleared);
+            if (cleared == NULL) return ERR_NOMEM;
+            memtable->bytes += (capacity - memtable->cleared_capacity) * sizeof *cleared;
+            memtable->cleared = cleared;
+            memtable->cleared_capacity = capacity;
+        }
+        uint64_t *ranges = calloc(1, bitmap_size(memtable));
+        if (ranges == NULL) return ERR_NOMEM;
+        memmove(memtable->cleared + place + 1, memtable->cleared + place,
+            (memtable->cleared_count - place) * sizeof *memtable->cleared);
+        memtable->cleared[place] = (struct cleared){.bucket = bucket, .ranges = ranges};
+        memtable->cleared_count++;
+        memtable->bytes += bitmap_size(memtable);
     }
-    if (memtable->cleared_count == memtable->cleared_capacity) {
-        size_t capacity = memtable->cleared_capacity == 0 ? 8 : memtable->cleared_capacity * 2;
-        struct cleared *cleared = realloc(memtable->cleared, capacity * sizeof *cleared);
-        if (cleared == NULL) return ERR_NOMEM;
-        memtable->bytes += (capacity - memtable->cleared_capacity) * sizeof *cleared;
-        memtable->cleared = cleared;
-        memtable->cleared_capacity = capacity;
-    }
-    memmove(memtable->cleared + place + 1, memtable->cleared + place,
-        (memtable->cleared_count - place) * sizeof *memtable->cleared);
-    memtable->cleared[place] = (struct cleared){.version = version, .bucket = bucket};
-    memtable->cleared_count++;
+    memtable->cleared[place].ranges[range / 64] |= UINT64_C(1) << range % 64;
     return OK;
 }
 
@@ -769,30 +785,46 @@ static void tree_clear(struct memtable *memtable, struct tree *tree, struct byte
     }
 }
 
-enum err memtable_clear_bucket(struct memtable *memtable, uint16_t bucket, uint64_t version)
+enum err memtable_clear_bucket(struct memtable *memtable, uint16_t range, uint16_t bucket)
 {
-    TRY(cleared_add(memtable, bucket, version));
+    ASSERT(range < memtable->ranges);
+    TRY(cleared_add(memtable, range, bucket));
     uint8_t prefix[2];
     store_u16_be(prefix, bucket);
-    for (uint32_t range = 1; range < memtable->ranges; range++)
-        tree_clear(memtable, &memtable->trees[range], bytes_of(prefix, sizeof prefix));
+    uint64_t before = memtable->count;
+    tree_clear(memtable, &memtable->trees[range], bytes_of(prefix, sizeof prefix));
     /* nothing is left: start over instead of keeping it all as garbage */
-    if (memtable->count == 0) drop_all(memtable, CHUNK);
+    if (before > 0 && memtable->count == 0) drop_all(memtable, CHUNK);
     return OK;
 }
 
-bool memtable_cleared(const struct memtable *memtable, uint16_t bucket)
+bool memtable_cleared(const struct memtable *memtable, uint16_t range, uint16_t bucket)
 {
     if (memtable->cleared_count == 0) return false;
     size_t place = cleared_find(memtable, bucket);
-    return place < memtable->cleared_count && memtable->cleared[place].bucket == bucket;
+    if (place == memtable->cleared_count) return false;
+    const struct cleared *cleared = &memtable->cleared[place];
+    if (cleared->bucket != bucket) return false;
+    return PLANTED_BUG(48) || (cleared->ranges[range / 64] >> range % 64 & 1) != 0;
+}
+
+bool memtable_range_cleared(const struct memtable *memtable, uint16_t range)
+{
+    for (size_t i = 0; i < memtable->cleared_count; i++) {
+        if ((memtable->cleared[i].ranges[range / 64] >> range % 64 & 1) != 0) return true;
+    }
+    return false;
 }
 
 void memtable_each_cleared(const struct memtable *memtable,
-    void (*each)(void *ctx, uint16_t bucket, uint64_t version), void *ctx)
+    void (*each)(void *ctx, uint16_t range, uint16_t bucket), void *ctx)
 {
-    for (size_t i = 0; i < memtable->cleared_count; i++)
-        each(ctx, memtable->cleared[i].bucket, memtable->cleared[i].version);
+    for (size_t i = 0; i < memtable->cleared_count; i++) {
+        for (uint32_t range = 0; range < memtable->ranges; range++) {
+            if ((memtable->cleared[i].ranges[range / 64] >> range % 64 & 1) != 0)
+                each(ctx, (uint16_t)range, memtable->cleared[i].bucket);
+        }
+    }
 }
 
 static inline struct value record_as_value(const struct record *record)
@@ -820,8 +852,8 @@ enum memtable_found memtable_get(
         if ((record->state & RECORD_DEAD) == 0)
             return PLANTED_BUG(9) ? MEMTABLE_MISS : MEMTABLE_GONE;
     }
-    if (memtable->cleared_count > 0 && range > 0 && key.size >= 2 &&
-        memtable_cleared(memtable, load_u16_be(key.at)))
+    if (memtable->cleared_count > 0 && key.size >= 2 &&
+        memtable_cleared(memtable, range, load_u16_be(key.at)))
         return MEMTABLE_GONE;
     return MEMTABLE_MISS;
 }

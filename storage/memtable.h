@@ -20,7 +20,7 @@ struct memtable;
 struct value {
     struct bytes bytes;
     int64_t expires_ms; /* 0: never */
-    uint64_t version; /* LSN of the record that wrote it */
+    uint64_t version; /* of the record that wrote it: index within the range, or LSN (embedded) */
     uint8_t flags; /* data type */
 };
 
@@ -49,19 +49,21 @@ void memtable_prefetch(const struct memtable *memtable, uint16_t range, struct b
 /* Records that the key is gone, whatever older layers say. */
 enum err memtable_delete(
     struct memtable *memtable, uint16_t range, struct bytes key, uint64_t version) MUST_CHECK;
-/* Drops every entry of the bucket (ranges 1 and up) and hides whatever older layers have of it. */
+/* Drops every entry of the bucket in the range and hides whatever older layers have of it there. */
 enum err memtable_clear_bucket(
-    struct memtable *memtable, uint16_t bucket, uint64_t version) MUST_CHECK;
+    struct memtable *memtable, uint16_t range, uint16_t bucket) MUST_CHECK;
 
 enum memtable_found { MEMTABLE_MISS, MEMTABLE_VALUE, MEMTABLE_GONE };
 /* MEMTABLE_MISS: ask the older layer. MEMTABLE_GONE: deleted or cleared here, do not ask. */
 enum memtable_found memtable_get(
     const struct memtable *memtable, uint16_t range, struct bytes key, struct value *value_out);
-/* True if older layers must not be asked about this bucket. */
-bool memtable_cleared(const struct memtable *memtable, uint16_t bucket);
-/* Calls each() for every bucket cleared here. */
+/* True if older layers must not be asked about this bucket of the range. */
+bool memtable_cleared(const struct memtable *memtable, uint16_t range, uint16_t bucket);
+/* True if any bucket of the range was cleared. */
+bool memtable_range_cleared(const struct memtable *memtable, uint16_t range);
+/* Calls each() for every bucket cleared in a range here, in order of buckets. */
 void memtable_each_cleared(const struct memtable *memtable,
-    void (*each)(void *ctx, uint16_t bucket, uint64_t version), void *ctx);
+    void (*each)(void *ctx, uint16_t range, uint16_t bucket), void *ctx);
 
 /* Memory in use (records and what became garbage of them, nodes, index), and number of entries,
  * tombstones included. */

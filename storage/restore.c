@@ -307,13 +307,12 @@ static enum err put_entries(struct target *target, struct kv_write *write)
     }
 }
 
-static enum err clear_bucket(struct target *target, struct kv_write *write, uint16_t bucket)
+static enum err clear_bucket(
+    struct target *target, struct kv_write *write, const struct effect *effect)
 {
-    for (uint32_t range = 1; range <= target->ranges; range++) {
-        bool done = false;
-        while (!done)
-            TRY(target->ops->clear(write, (uint16_t)range, bucket, CLEAR_STEP, &done));
-    }
+    bool done = false;
+    while (!done)
+        TRY(target->ops->clear(write, effect->range, effect->bucket, CLEAR_STEP, &done));
     return OK;
 }
 
@@ -328,7 +327,7 @@ static enum err put_effects(
         if (err == ERR_NOT_FOUND) return OK;
         TRY(err);
         if (effect.kind == EFFECT_CLEAR_BUCKET) {
-            TRY(clear_bucket(target, write, effect.bucket));
+            TRY(clear_bucket(target, write, &effect));
             continue;
         }
         uint8_t key[KEY_SIZE_MAX_STORED];

@@ -817,6 +817,20 @@ void wal_trim(struct wal *wal, lsn_t lsn)
     maintain(wal);
 }
 
+lsn_t wal_lsn_before_end(const struct wal *wal, uint64_t bytes)
+{
+    uint64_t left = 0;
+    for (const struct slot *slot = wal->used.first; slot != NULL; slot = slot->next)
+        left += slot->size;
+    lsn_t lsn = 0;
+    for (const struct slot *slot = wal->used.first; slot->next != NULL; slot = slot->next) {
+        if (left <= bytes) break;
+        left -= slot->size;
+        lsn = slot->end;
+    }
+    return lsn;
+}
+
 uint64_t wal_segment(const struct wal *wal)
 {
     return wal->durable_sequence;

@@ -78,7 +78,7 @@ struct wal_recovery {
     uint64_t records;
     uint64_t bytes;
     lsn_t recovered; /* where the log ended */
-    lsn_t last;      /* now: the MARK that opens the new segment included */
+    lsn_t last; /* now: the MARK that opens the new segment included */
     uint32_t slots;
     bool torn_tail;
     char detail[256];
@@ -141,6 +141,8 @@ void wal_release(struct wal *wal, lsn_t lsn);
 
 /* Records up to lsn are checkpointed: slots may be recycled. */
 void wal_trim(struct wal *wal, lsn_t lsn);
+/* An LSN so that the slots with later records are at most about `bytes`; 0 if all slots are less than that. */
+lsn_t wal_lsn_before_end(const struct wal *wal, uint64_t bytes);
 /* Sequence number of the newest slot in use, for wal_config.segment_floor. */
 uint64_t wal_segment(const struct wal *wal);
 

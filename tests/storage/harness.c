@@ -157,8 +157,11 @@ void harness_delete(struct harness *harness, uint16_t bucket, const char *key)
 
 void harness_clear(struct harness *harness, uint16_t bucket)
 {
-    struct effect effect = {.kind = EFFECT_CLEAR_BUCKET, .bucket = bucket};
-    write_effect(harness, &effect);
+    for (uint32_t range = 1; range <= harness->folder.identity.ranges; range++) {
+        struct effect effect = {
+            .kind = EFFECT_CLEAR_BUCKET, .range = (uint16_t)range, .bucket = bucket};
+        write_effect(harness, &effect);
+    }
 }
 
 static void on_checkpoint(void *ctx, enum err err)

@@ -151,7 +151,7 @@ struct model {
     struct memtable *memtable;
     struct model_entry entries[MODEL_KEYS];
     uint32_t order[MODEL_KEYS]; /* ids in key order */
-    bool cleared[4];
+    bool cleared[3][4];
     struct prng prng;
 };
 
@@ -220,7 +220,7 @@ static void model_check_get(struct model *model, uint32_t id)
         cr_assert_eq(found.expires_ms, entry->expires_ms);
         memset(fill, entry->fill, sizeof fill);
         cr_assert(bytes_equal(found.bytes, bytes_of(fill, entry->value_size)));
-    } else if (entry->present || (model_range(id) > 0 && model->cleared[load_u16_be(key.at)])) {
+    } else if (entry->present || model->cleared[model_range(id)][load_u16_be(key.at)]) {
         cr_assert_eq(result, MEMTABLE_GONE);
     } else {
         cr_assert_eq(result, MEMTABLE_MISS);
@@ -258,10 +258,11 @@ static void model_step(struct model *model, uint64_t version)
     uint64_t dice = prng_below(&model->prng, 100000);
     if (dice < 20) {
         uint16_t bucket = (uint16_t)prng_below(&model->prng, 4);
-        cr_assert_eq(memtable_clear_bucket(model->memtable, bucket, version), OK);
-        model->cleared[bucket] = true;
+        uint16_t range = (uint16_t)prng_below(&model->prng, 3);
+        cr_assert_eq(memtable_clear_bucket(model->memtable, range, bucket), OK);
+        model->cleared[range][bucket] = true;
         for (uint32_t i = 0; i < MODEL_KEYS; i++) {
-            if (model_range(i) > 0 && i / 7 % 4 == bucket) model->entries[i].present = false;
+            if (model_range(i) == range && i / 7 % 4 == bucket) model->entries[i].present = false;
         }
     } else if (dice < 20000) {
         cr_assert_eq(memtable_delete(model->memtable, model_range(id), key, version), OK);
@@ -379,10 +380,16 @@ Test(memtable, memory_per_entry_stays_in_its_budget)
 
 /* ---- clearing a bucket */
 
-static void note_cleared(void *ctx, uint16_t bucket, uint64_t version)
+static void note_cleared(void *ctx, uint16_t range, uint16_t bucket)
 {
     uint64_t *sum = ctx;
-    *sum = *sum * 1000 + bucket * 100u + version;
+    *sum = *sum * 1000 + bucket * 100u + range;
+}
+
+static void clear_all(struct memtable *memtable, uint32_t ranges, uint16_t bucket)
+{
+    for (uint32_t range = 1; range < ranges; range++)
+        cr_assert_eq(memtable_clear_bucket(memtable, (uint16_t)range, bucket), OK);
 }
 
 Test(memtable, clearing_a_bucket_hides_it_and_nothing_else)
@@ -394,19 +401,24 @@ Test(memtable, clearing_a_bucket_hides_it_and_nothing_else)
     put_text(memtable, 1, 3, "a", "3");
     put_text(memtable, 1, 5, "a", "4");
     put_text(memtable, 0, 4, "a", "5");
-    cr_assert_not(memtable_cleared(memtable, 4));
-    cr_assert_eq(memtable_clear_bucket(memtable, 4, 9), OK);
-    cr_assert(memtable_cleared(memtable, 4));
-    cr_assert_not(memtable_cleared(memtable, 3));
+    put_text(memtable, 2, 4, "a", "6");
+    cr_assert_not(memtable_cleared(memtable, 1, 4));
+    cr_assert_eq(memtable_clear_bucket(memtable, 1, 4), OK);
+    cr_assert(memtable_cleared(memtable, 1, 4));
+    cr_assert_not(memtable_cleared(memtable, 1, 3));
+    cr_assert_not(memtable_cleared(memtable, 2, 4));
+    cr_assert(memtable_range_cleared(memtable, 1));
+    cr_assert_not(memtable_range_cleared(memtable, 2));
     cr_assert_eq(get_text(memtable, 1, 4, "a", &found), MEMTABLE_GONE);
-    cr_assert_eq(get_text(memtable, 2, 4, "b", &found), MEMTABLE_GONE);
     cr_assert_eq(get_text(memtable, 1, 4, "never", &found), MEMTABLE_GONE);
     cr_assert_eq(get_text(memtable, 1, 3, "a", &found), MEMTABLE_VALUE);
     cr_assert_eq(get_text(memtable, 1, 5, "a", &found), MEMTABLE_VALUE);
     cr_assert_eq(get_text(memtable, 1, 5, "never", &found), MEMTABLE_MISS);
-    cr_assert_eq(get_text(memtable, 0, 4, "a", &found), MEMTABLE_VALUE, "range 0 is the system's");
+    cr_assert_eq(get_text(memtable, 2, 4, "b", &found), MEMTABLE_VALUE, "another range");
+    cr_assert_eq(get_text(memtable, 2, 4, "never", &found), MEMTABLE_MISS);
+    cr_assert_eq(get_text(memtable, 0, 4, "a", &found), MEMTABLE_VALUE);
     cr_assert_eq(get_text(memtable, 0, 4, "b", &found), MEMTABLE_MISS);
-    cr_assert_eq(memtable_count(memtable), 3);
+    cr_assert_eq(memtable_count(memtable), 5);
     memtable_free(memtable);
 }
 
@@ -417,7 +429,7 @@ Test(memtable, a_cleared_bucket_takes_new_keys)
     put_text(memtable, 1, 4, "a", "1");
     put_text(memtable, 1, 4, "b", "1");
     put_text(memtable, 1, 6, "c", "1");
-    cr_assert_eq(memtable_clear_bucket(memtable, 4, 9), OK);
+    cr_assert_eq(memtable_clear_bucket(memtable, 1, 4), OK);
     put_text(memtable, 1, 4, "a", "2");
     put_text(memtable, 1, 4, "b", "a value that does not fit where the old one was");
     cr_assert_eq(get_text(memtable, 1, 4, "a", &found), MEMTABLE_VALUE);
@@ -431,12 +443,12 @@ Test(memtable, a_cleared_bucket_takes_new_keys)
     for (; memtable_cursor_get(&cursor, &entry); memtable_cursor_next(&cursor))
         seen++;
     cr_assert_eq(seen, 3);
-    cr_assert_eq(memtable_clear_bucket(memtable, 4, 10), OK);
-    cr_assert_eq(memtable_clear_bucket(memtable, 6, 11), OK);
+    cr_assert_eq(memtable_clear_bucket(memtable, 1, 4), OK);
+    cr_assert_eq(memtable_clear_bucket(memtable, 1, 6), OK);
     cr_assert_eq(memtable_count(memtable), 0);
     uint64_t sum = 0;
     memtable_each_cleared(memtable, note_cleared, &sum);
-    cr_assert_eq(sum, 410 * 1000 + 611, "each bucket once, with its last version");
+    cr_assert_eq(sum, 401 * 1000 + 601, "each bucket of the range once");
     memtable_free(memtable);
 }
 
@@ -450,7 +462,7 @@ Test(memtable, clearing_everything_gives_the_memory_back)
         put_text(memtable, (uint16_t)(1 + i % 2), 0, text, "0123456789");
     }
     cr_assert_geq(memtable_bytes(memtable), empty + 30000 * 20);
-    cr_assert_eq(memtable_clear_bucket(memtable, 0, 1), OK);
+    clear_all(memtable, 3, 0);
     cr_assert_leq(memtable_bytes(memtable), empty + 4096);
     put_text(memtable, 1, 0, "again", "x");
     cr_assert_eq(memtable_count(memtable), 1);
@@ -468,10 +480,10 @@ Test(memtable, a_reset_table_is_as_new)
             snprintf(text, sizeof text, "%d/%u", round, i);
             put_text(memtable, 1, 0, text, "0123456789");
         }
-        cr_assert_eq(memtable_clear_bucket(memtable, 3, 1), OK);
+        cr_assert_eq(memtable_clear_bucket(memtable, 1, 3), OK);
         cr_assert_eq(memtable_count(memtable), 50000);
         memtable_reset(memtable, round == 1 ? 0 : SIZE_MAX);
-        cr_assert_not(memtable_cleared(memtable, 3));
+        cr_assert_not(memtable_cleared(memtable, 1, 3));
         cr_assert_eq(get_text(memtable, 1, 0, text, &found), MEMTABLE_MISS);
         cr_assert_eq(memtable_count(memtable), 0);
         cr_assert_leq(memtable_bytes(memtable), empty + 4096);
@@ -495,7 +507,7 @@ Test(memtable, notes_stay_with_their_key)
     cr_assert_eq(memtable_cursor_note(&cursor), 0);
     memtable_cursor_next(&cursor);
     cr_assert_eq(memtable_cursor_note(&cursor), 2);
-    cr_assert_eq(memtable_clear_bucket(memtable, 0, 3), OK);
+    cr_assert_eq(memtable_clear_bucket(memtable, 1, 0), OK);
     put_text(memtable, 1, 0, "b", "3");
     memtable_seek(memtable, 1, bytes_of("", 0), &cursor);
     cr_assert_eq(memtable_cursor_note(&cursor), 0, "what was known of the old key is forgotten");
