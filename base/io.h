@@ -89,12 +89,15 @@ struct disk {
  * data never delays a vote. */
 enum net_lane { NET_CONTROL, NET_DATA, NET_BULK, NET_LANES };
 
-enum { NET_FRAME_MAX = 1 << 20 };
+enum {
+    NET_FRAME_MAX = 1 << 20,
+    NET_BY_ADDRESS = 0xff00, /* from here on numbers name addresses, not nodes */
+};
 
 /* Where a frame came from; the transport has checked that it belongs to this cluster, is not a replay, and (with a
- * secret) that a holder of the secret made it. */
+ * secret) that a holder of the secret made it. It has not checked that the number is a member's, nor its store id. */
 struct net_peer {
-    uint16_t node; /* the sender's number; 0: it has none yet (it asks to join) */
+    uint16_t node; /* the sender's number; 0: it has none yet (it asks to join); its frames say where it listens */
     uint64_t boot; /* random, of the sender's process */
     uint64_t incarnation; /* counts the starts of the sender's folder */
     uint8_t store_id[16];
@@ -103,13 +106,16 @@ struct net_peer {
 enum net_event {
     NET_PEER_UP, /* a connection to the peer's process stands */
     NET_PEER_DOWN, /* broke: its process has probably died */
-    NET_PEER_STALLED, /* takes nothing for a second */
+    NET_PEER_STALLED, /* takes nothing for a second; it will be up again when it does */
+    /* The peer does not talk to us, and says so about twice a second: */
+    NET_REFUSED_CLUSTER, /* it belongs to another cluster */
+    NET_REFUSED_CLONE, /* another process speaks for our number: of a later start of our folder, or of a copy of it */
 };
 
 struct net_identity {
-    uint8_t cluster_id[16];
-    uint16_t node;
-    uint64_t incarnation;
+    uint8_t cluster_id[16]; /* zeros if node is 0, and only then */
+    uint16_t node; /* 0: none yet. Such a node hears every cluster, and is heard as node 0 */
+    uint64_t incarnation; /* grows with each start of the folder; decides who may speak for a number */
     uint8_t store_id[16];
 };
 
@@ -117,8 +123,8 @@ struct net_identity {
 struct net {
     void *ctx;
     const char *name; /* "nng" or "sim" */
-    /* Set once, before the first poll. `at` of a frame borrows until on_frame returns. on_event's node is the one given to
-     * set_peer. wake: from any thread, poll() has something to do. */
+    /* Once, before anything else. `at` of a frame borrows until on_frame returns, and has no alignment. on_event's
+     * node is the one given to set_peer. wake: from any thread, poll() has something to do. */
     void (*start)(void *ctx, const struct net_identity *self, void *receiver,
         void (*on_frame)(
             void *receiver, const struct net_peer *from, enum net_lane lane, struct bytes frame),
@@ -126,8 +132,9 @@ struct net {
         void (*wake)(void *receiver));
     /* After a join: who we are now. */
     void (*set_identity)(void *ctx, const struct net_identity *self);
-    /* Peer `node` listens at "host:port"; NULL forgets it. Changing the address reconnects. Numbers from 0xff00 are for
-     * peers known by address alone (to ask for joining). */
+    /* Peer `node` listens at "host:port"; NULL forgets it. Changing the address reconnects. Numbers from
+     * NET_BY_ADDRESS are for peers known by address alone: members to ask for joining, and those who asked.
+     * ERR_INVALID: no address. */
     enum err (*set_peer)(void *ctx, uint16_t node, const char *address);
     /* Queues a frame of at most NET_FRAME_MAX bytes; copies it. ERR_AGAIN: the lane's queue is full (nothing
      * was queued); ERR_NOT_FOUND: no such peer; ERR_TOO_LARGE. */

@@ -5,7 +5,7 @@
 #include "base/bytes.h"
 
 /* Messages between nodes, packed into the body of a frame: what the cores and the driver say to each other. The
- * frame around them (who sent it, its sequence number, its seal) is the transport's own (cluster/frame.h). Pure.
+ * frame around them (who sent it, its sequence number, its seal) is the transport's own (cluster/envelope.h). Pure.
  *
  * A message, little-endian, all of it a multiple of 8 bytes long:
  *

@@ -24,7 +24,7 @@ INCLUDES = (
     (r"storage/", STORE),
     (r"cluster/node/", NODE),
     (r"cluster/(\w+)/", ("base/", "cluster/{0}/")),
-    (r"cluster/(message|frame|net_nng)\.", ("base/", "cluster/message.", "cluster/frame.", "cluster/net_nng.")),
+    (r"cluster/(message|envelope|net_\w+)\.", ("base/", "cluster/message.", "cluster/envelope.", "cluster/net_")),
     (r"server/(resp|glob|http_parse|suggest)\.", ("base/",) + PURE_PARSERS),
     (r"server/loop\w*\.", ("base/", "server/loop")),
     (r"server/main\.c$", NODE + ("server/", "bench/bench.h", "sim/sim.h")),
