@@ -4,14 +4,16 @@
 #include "base/bytes.h"
 #include "base/err.h"
 
-/* The committed table of nodes: who belongs to the cluster. It is data of the meta group (range 0): the leader of that
- * group decides with members_decide_*(), proposes the records of the decision as ordinary effects, and every replica gives
- * what is applied to members_apply(). A packet alone never makes anybody a member. Pure; base only.
+/* The committed table of nodes: who belongs to the cluster. It is data of the meta group (range 0):
+ * the leader of that group decides with members_decide_*(), proposes the records of the decision as
+ * ordinary effects, and every replica gives what is applied to members_apply(). A packet alone
+ * never makes anybody a member. Pure; base only.
  *
- * What the decisions protect: a number is given once and never again; a folder is known by its store id, so a wiped
- * disk never votes under its old name; an older copy of a folder, or a second process on a copy, is refused; no change
- * is taken that leaves a range without a majority of nodes that look alive. Liveness is a hint of the failure
- * detector: it can only make a decision be refused, never be forced. */
+ * What the decisions protect: a number is given once and never again; a folder is known by its
+ * store id, so a wiped disk never votes under its old name; an older copy of a folder, or a second
+ * process on a copy, is refused; no change is taken that leaves a range without a majority of nodes
+ * that look alive. Liveness is a hint of the failure detector: it can only make a decision be
+ * refused, never be forced. */
 
 enum {
     MEMBERS_MAX = 64,
@@ -68,8 +70,9 @@ size_t member_encode(const struct member *member, uint8_t *at);
 enum err member_decode(struct bytes value, struct member *member_out) MUST_CHECK;
 size_t members_cluster_encode(uint16_t next_number, uint8_t replicas, uint8_t *at);
 
-/* An effect of the meta group was applied at `index`: the value of a key, or NULL if it was deleted. ERR_NOT_FOUND: the
- * key is none of this table's; ERR_CORRUPT, ERR_MISMATCH, ERR_FULL: nothing was changed. */
+/* An effect of the meta group was applied at `index`: the value of a key, or NULL if it was
+ * deleted. ERR_NOT_FOUND: the key is none of this table's; ERR_CORRUPT, ERR_MISMATCH, ERR_FULL:
+ * nothing was changed. */
 enum err members_apply(struct members *members, uint64_t index, struct bytes key,
     const struct bytes *value) MUST_CHECK;
 
@@ -83,8 +86,9 @@ const struct member *members_by_store(
 /* Not removed. */
 uint32_t members_present(const struct members *members);
 
-/* Who may hold replicas, as place() wants it: all in state MEMBER; while they are fewer than `replicas`, also those that
- * are DOWN (a replica is replaced, not given up). zones_out[i]: equal numbers for equal zones. Returns the count. */
+/* Who may hold replicas, as place() wants it: all in state MEMBER; while they are fewer than
+ * `replicas`, also those that are DOWN (a replica is replaced, not given up). zones_out[i]: equal
+ * numbers for equal zones. Returns the count. */
 uint32_t members_placeable(const struct members *members, uint16_t numbers_out[MEMBERS_MAX],
     uint16_t zones_out[MEMBERS_MAX]);
 
@@ -96,7 +100,8 @@ struct members_alive {
     uint32_t count;
 };
 
-/* Accepted with nothing to propose (changed_count 0, no cluster change, nothing erased): it is so already. */
+/* Accepted with nothing to propose (changed_count 0, no cluster change, nothing erased): it is so
+ * already. */
 struct members_decision {
     bool accepted;
     uint16_t number; /* accepted: of the node it is about */
@@ -124,28 +129,29 @@ struct members_identity {
 /* The first node of a new cluster, number 1, a member at once. */
 bool members_decide_found(const struct members *members, const struct members_identity *identity,
     uint8_t replicas, struct members_decision *decision_out);
-/* A node without a number asks for one. The same store again gets the same number. A name that another store has
- * is refused, unless `replace` is set (or `member replace` was run) and its holder looks dead: then the newcomer takes
- * its place. */
+/* A node without a number asks for one. The same store again gets the same number. A name that
+ * another store has is refused, unless `replace` is set (or `member replace` was run) and its
+ * holder looks dead: then the newcomer takes its place. */
 bool members_decide_join(const struct members *members, const struct members_identity *identity,
     bool replace, struct members_alive alive, struct members_decision *decision_out);
 /* A node starts with the number its folder has; until it is accepted it must neither vote nor serve. */
 bool members_decide_restart(const struct members *members, uint16_t number,
     const struct members_identity *identity, struct members_decision *decision_out);
-/* The log of `number` is damaged: it asks to come back as a new node with an empty folder, under the same name.
- * identity is that of the damaged folder. The same new store again gets the same number. */
+/* The log of `number` is damaged: it asks to come back as a new node with an empty folder, under
+ * the same name. identity is that of the damaged folder. The same new store again gets the same
+ * number. */
 bool members_decide_renew(const struct members *members, uint16_t number,
     const struct members_identity *identity, const uint8_t new_store_id[MEMBERS_STORE_ID],
     struct members_alive alive, struct members_decision *decision_out);
 /* Operator: `member remove NAME`. */
 bool members_decide_remove(const struct members *members, const char *name,
     struct members_alive alive, struct members_decision *decision_out);
-/* Operator: `member replace NAME`: a join under that name with a new folder will be accepted. Void when the old one
- * comes back first. */
+/* Operator: `member replace NAME`: a join under that name with a new folder will be accepted. Void
+ * when the old one comes back first. */
 bool members_decide_replace(const struct members *members, const char *name,
     struct members_alive alive, struct members_decision *decision_out);
-/* A member was not seen for long / is back for long enough (the caller measures how long). Down is refused while more than a
- * third look dead: then it is rather this node that is cut off. */
+/* A member was not seen for long / is back for long enough (the caller measures how long). Down is
+ * refused while more than a third look dead: then it is rather this node that is cut off. */
 bool members_decide_down(const struct members *members, uint16_t number, struct members_alive alive,
     struct members_decision *decision_out);
 bool members_decide_up(const struct members *members, uint16_t number, struct members_alive alive,

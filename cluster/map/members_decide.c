@@ -6,9 +6,9 @@
 
 #include "base/check.h"
 
-/* Decisions of the meta leader about the table of nodes. Each starts from a table and gives records to propose, or one
- * sentence why not. A decision changes nothing by itself: it counts when its records are applied, and the leader
- * proposes one only on what is applied. */
+/* Decisions of the meta leader about the table of nodes. Each starts from a table and gives records
+ * to propose, or one sentence why not. A decision changes nothing by itself: it counts when its
+ * records are applied, and the leader proposes one only on what is applied. */
 
 static bool refuse(struct members_decision *decision, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -78,9 +78,9 @@ static void count_holders(const struct members *members, struct members_alive al
     }
 }
 
-/* Without `victim` (0: with all), replaced by a fresh node or not. Where every node has every range the groups as they are
- * need a majority to change at all. Afterwards even the range with the worst luck, the one whose replicas
- * are the dead ones as far as they go, must have a majority. */
+/* Without `victim` (0: with all), replaced by a fresh node or not. Where every node has every range
+ * the groups as they are need a majority to change at all. Afterwards even the range with the worst
+ * luck, the one whose replicas are the dead ones as far as they go, must have a majority. */
 static bool keeps_majorities(const struct members *members, const struct member *victim,
     bool replaced, struct members_alive alive, struct members_decision *decision)
 {

@@ -5,13 +5,15 @@
 
 /* Bounded loads on a ring (Mirrokni, Thorup, Zadimoghaddam 2018), with two changes.
  *
- * A ring of its own for every range, which is the order of rendezvous hashing, instead of one for all: on one ring a lost
- * node's ranges all fall to its next neighbours, whose own bound then pushes ranges further; here they fall to all
- * others alike, and the bound rarely has to push at all, which is what keeps the moves few.
+ * A ring of its own for every range, which is the order of rendezvous hashing, instead of one for
+ * all: on one ring a lost node's ranges all fall to its next neighbours, whose own bound then
+ * pushes ranges further; here they fall to all others alike, and the bound rarely has to push at
+ * all, which is what keeps the moves few.
  *
- * Zones of unequal size cannot all have the same load: if a range must have a replica in each of three zones, the one
- * node of the smallest zone holds every range. So the average that the bound refers to is that of the zones whose share
- * is not dictated: fill_level() leaves the others out, one after the other. */
+ * Zones of unequal size cannot all have the same load: if a range must have a replica in each of
+ * three zones, the one node of the smallest zone holds every range. So the average that the bound
+ * refers to is that of the zones whose share is not dictated: fill_level() leaves the others out,
+ * one after the other. */
 
 enum { LOAD_PERCENT = 110, LEADER_PERCENT = 115, RELIEF_MAX = 512 };
 
@@ -21,7 +23,7 @@ struct placing {
     uint16_t zone[PLACE_NODES_MAX]; /* 0 .. zone_count - 1 */
     uint32_t zone_count;
     uint32_t zone_nodes[PLACE_NODES_MAX];
-    uint32_t cap[PLACE_NODES_MAX]; /* by zone */
+    uint32_t cap[PLACE_NODES_MAX]; /* of ranges a node takes */
     uint32_t load[PLACE_NODES_MAX];
     uint32_t leads[PLACE_NODES_MAX];
     struct place_range *out;
@@ -65,12 +67,18 @@ static void sort_nodes(struct placing *placing, const uint16_t *numbers, const u
     }
 }
 
-static uint32_t percent_of(uint64_t total, uint64_t parts, uint32_t percent)
+/* LOAD_PERCENT of total / parts, rounded down for some nodes and up for others, for each always at
+ * the same fraction: when the average sinks because a node is added, the bounds sink one after the
+ * other and not all at once. */
+static uint32_t bound_of(uint64_t total, uint64_t parts, uint16_t number)
 {
-    return (uint32_t)((total * percent + parts * 100 - 1) / (parts * 100));
+    uint8_t text[2];
+    store_u16(text, number);
+    uint64_t unit = parts * 100, fraction = hash64(0, bytes_of(text, sizeof text)) % 1000;
+    return (uint32_t)((total * LOAD_PERCENT + unit * fraction / 1000) / unit);
 }
 
-/* What a node may hold, by zone. */
+/* What a node may hold. */
 static void fill_level(struct placing *placing)
 {
     uint64_t ranges = placing->ranges, left = ranges * placing->replicas, nodes = placing->count;
@@ -88,10 +96,11 @@ static void fill_level(struct placing *placing)
             again = true;
         }
     }
-    for (uint32_t zone = 0; zone < placing->zone_count; zone++) {
+    for (uint32_t i = 0; i < placing->count; i++) {
+        uint32_t zone = placing->zone[i];
         bool fixed = (dictated & bit(zone)) != 0;
-        placing->cap[zone] = fixed ? percent_of(ranges, placing->zone_nodes[zone], LOAD_PERCENT)
-                                   : percent_of(left, nodes, LOAD_PERCENT);
+        placing->cap[i] = bound_of(
+            fixed ? ranges : left, fixed ? placing->zone_nodes[zone] : nodes, placing->number[i]);
     }
 }
 
@@ -116,7 +125,7 @@ static void ring_order(const struct placing *placing, uint32_t range, uint16_t *
 
 static bool has_room(const struct placing *placing, uint32_t node)
 {
-    return placing->load[node] < placing->cap[placing->zone[node]];
+    return placing->load[node] < placing->cap[node];
 }
 
 static bool eligible(const struct placing *placing, const struct choice *choice, uint32_t node)
@@ -150,7 +159,8 @@ static uint32_t index_of(const struct placing *placing, uint16_t number)
     return low;
 }
 
-/* Somebody with room who could stand in for `node` in a range without its zones becoming fewer; else count. */
+/* Somebody with room who could stand in for `node` in a range without its zones becoming fewer;
+ * else count. */
 static uint32_t stand_in(
     const struct placing *placing, const struct place_range *range, uint32_t node)
 {

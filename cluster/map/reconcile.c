@@ -2,16 +2,18 @@
 
 #include "base/check.h"
 
-/* Why growth goes 1 -> 3 and not 1 -> 2 -> 3: two voters need both of them, so a group that rests at two stands still with
- * either node, where one voter stands still with one only. From an odd number on, two learners that are ready
- * become voters together, by a joint change; one that is ready waits while a second one is coming (a learner that
- * answers and catches up). If no second one comes (only two nodes exist, or the other is silent, or the caller says
- * `hurry`), it is promoted alone: two copies are still worth more than one, as they survive the loss of a disk.
+/* Why growth goes 1 -> 3 and not 1 -> 2 -> 3: two voters need both of them, so a group that rests
+ * at two stands still with either node, where one voter stands still with one only. From an odd
+ * number on, two learners that are ready become voters together, by a joint change; one that is
+ * ready waits while a second one is coming (a learner that answers and catches up). If no second
+ * one comes (only two nodes exist, or the other is silent, or the caller says `hurry`), it is
+ * promoted alone: two copies are still worth more than one, as they survive the loss of a disk.
  *
- * Why a replacement is joint: single steps would pass through four voters, whose majority of three has no slack while
- * the dead one is among them; {a,b,x} to {a,b,d} needs a and b only.
+ * Why a replacement is joint: single steps would pass through four voters, whose majority of three
+ * has no slack while the dead one is among them; {a,b,x} to {a,b,d} needs a and b only.
  *
- * A learner with match 0 is never ready, however short the log is: what the group holds may lie in front of the log. */
+ * A learner with match 0 is never ready, however short the log is: what the group holds may lie in
+ * front of the log. */
 
 struct set {
     uint16_t at[RECONCILE_VOTERS_MAX + 2];
@@ -254,8 +256,8 @@ static struct reconcile_step step_grow(const struct reconcile_input *input, cons
     return promote(input, view->ready[0]);
 }
 
-/* A voter that is not wanted goes without anybody taking its place: when all that are wanted vote, or when it is dead and
- * there are more than enough. */
+/* A voter that is not wanted goes without anybody taking its place: when all that are wanted vote,
+ * or when it is dead and there are more than enough. */
 static struct reconcile_step step_shrink(
     const struct reconcile_input *input, const struct view *view)
 {

@@ -3,14 +3,15 @@
 
 #include "base/bytes.h"
 
-/* The next step of one group's configuration towards what the map wants, asked by its leader each second and on
- * events. Pure; base only. One guarded step at a time: learner, caught up, voter (jointly with the removal of a
- * voter that is not wanted), the rest is removed, the preferred leader leads.
+/* The next step of one group's configuration towards what the map wants, asked by its leader each
+ * second and on events. Pure; base only. One guarded step at a time: learner, caught up, voter
+ * (jointly with the removal of a voter that is not wanted), the rest is removed, the preferred
+ * leader leads.
  *
- * Guards, asserted: no second change while one is under way; the present and the next configuration have a majority
- * that was heard from just now; a dead voter goes before a live one; one that remains and is alive has every
- * committed entry; the leader never removes itself, it hands over first. Never fed by the failure detector: `active` is
- * what the group's own leader hears. */
+ * Guards, asserted: no second change while one is under way; the present and the next configuration
+ * have a majority that was heard from just now; a dead voter goes before a live one; one that
+ * remains and is alive has every committed entry; the leader never removes itself, it hands over
+ * first. Never fed by the failure detector: `active` is what the group's own leader hears. */
 
 enum { RECONCILE_VOTERS_MAX = 7, RECONCILE_LEARNERS_MAX = 57, RECONCILE_LAG_MAX = 128 };
 
