@@ -41,7 +41,7 @@ void gate_set_identity(struct net_gate *gate, const struct net_identity *self)
 
 static bool alive(const struct gate_sender *sender, uint64_t now_ms)
 {
-    return sender->pipes[NET_CONTROL] != 0 || now_ms - sender->heard_ms < GATE_ALIVE_MS;
+    return sender->pipes[1][NET_CONTROL] != 0 || now_ms - sender->heard_ms < GATE_ALIVE_MS;
 }
 
 /* May the sender's cluster speak to us? A node that has none listens to every cluster: it asked one to take it. */
@@ -110,10 +110,9 @@ static struct gate_sender *sender_for(struct net_gate *gate, const struct envelo
 }
 
 enum gate_verdict gate_hello(struct net_gate *gate, const struct envelope *hello,
-    const uint8_t store_id[16], uint32_t pipe, uint64_t now_ms, uint32_t *old_pipe_out)
+    const uint8_t store_id[16], uint64_t now_ms)
 {
     ASSERT(hello->kind == ENVELOPE_HELLO);
-    *old_pipe_out = 0;
     if (!names_fit(hello) || hello->from_boot == gate->boot) return GATE_SENSELESS;
     if (hello->from != 0) {
         if (!cluster_fits(gate, hello->cluster_id)) return GATE_REFUSED_CLUSTER;
@@ -122,23 +121,22 @@ enum gate_verdict gate_hello(struct net_gate *gate, const struct envelope *hello
     }
     struct gate_sender *sender = sender_for(gate, hello);
     if (sender == NULL) return GATE_STRANGER; /* no memory: it will say hello again */
-    if (sender->peer.boot != hello->from_boot) {
-        *sender = (struct gate_sender){
-            .peer = {.node = hello->from, .boot = hello->from_boot}, .next = sender->next};
-    }
-    sender->peer.incarnation = hello->incarnation;
+    if (sender->peer.boot == hello->from_boot) return GATE_OK;
+    *sender = (struct gate_sender){
+        .peer = {.node = hello->from, .boot = hello->from_boot, .incarnation = hello->incarnation},
+        .heard_ms = now_ms,
+        .next = sender->next,
+    };
     memcpy(sender->peer.store_id, store_id, 16);
     memcpy(sender->cluster_id, hello->cluster_id, 16);
-    if (sender->pipes[hello->lane] != pipe) *old_pipe_out = sender->pipes[hello->lane];
-    sender->pipes[hello->lane] = pipe;
-    sender->heard_ms = now_ms;
     return GATE_OK;
 }
 
 enum gate_verdict gate_frames(struct net_gate *gate, const struct envelope *frames, uint32_t pipe,
-    uint64_t now_ms, struct net_peer *from_out)
+    uint64_t now_ms, struct net_peer *from_out, uint32_t *old_pipe_out)
 {
     ASSERT(frames->kind == ENVELOPE_FRAMES);
+    *old_pipe_out = 0;
     if (!names_fit(frames)) return GATE_SENSELESS;
     if (frames->to_boot != gate->boot && !PLANTED_BUG(38)) return GATE_STALE;
     if (frames->to != 0 && frames->to != gate->self.node) return GATE_MISADDRESSED;
@@ -147,10 +145,13 @@ enum gate_verdict gate_frames(struct net_gate *gate, const struct envelope *fram
         frames->from == 0 ? joiner_find(gate, frames->from_boot) : gate->members[frames->from];
     if (sender == NULL || sender->peer.boot != frames->from_boot) return GATE_STRANGER;
     if (!same_cluster(sender->cluster_id, frames->cluster_id)) return GATE_STRANGER;
-    uint64_t *seq = &sender->seq[frames->to != 0][frames->lane];
+    int by_number = frames->to != 0;
+    uint64_t *seq = &sender->seq[by_number][frames->lane];
     if (frames->seq <= *seq && !PLANTED_BUG(40)) return GATE_DUPLICATE;
     *seq = frames->seq;
-    sender->pipes[frames->lane] = pipe;
+    uint32_t *known_pipe = &sender->pipes[by_number][frames->lane];
+    if (*known_pipe != pipe) *old_pipe_out = *known_pipe;
+    *known_pipe = pipe;
     sender->heard_ms = now_ms;
     *from_out = sender->peer;
     return GATE_OK;
@@ -174,9 +175,10 @@ enum gate_verdict gate_answer(
 
 static bool forget_pipe(struct gate_sender *sender, uint32_t pipe)
 {
-    bool control = sender->pipes[NET_CONTROL] == pipe;
+    bool control = sender->pipes[1][NET_CONTROL] == pipe;
     for (int lane = 0; lane < NET_LANES; lane++) {
-        if (sender->pipes[lane] == pipe) sender->pipes[lane] = 0;
+        if (sender->pipes[0][lane] == pipe) sender->pipes[0][lane] = 0;
+        if (sender->pipes[1][lane] == pipe) sender->pipes[1][lane] = 0;
     }
     return control;
 }

@@ -36,8 +36,9 @@ enum {
 struct gate_sender {
     struct net_peer peer;
     uint8_t cluster_id[16];
-    uint32_t pipes[NET_LANES]; /* the connection it last spoke on; 0: none */
-    uint64_t seq[2][NET_LANES]; /* last accepted; by whether it was addressed by number */
+    /* by whether they address us by number: two connections of a lane, if the sender has us as peer twice */
+    uint32_t pipes[2][NET_LANES]; /* where frames came from last; 0: nowhere */
+    uint64_t seq[2][NET_LANES]; /* last accepted */
     uint64_t heard_ms;
     struct gate_sender *next; /* of the members heard */
 };
@@ -56,21 +57,23 @@ void gate_deinit(struct net_gate *gate);
 /* Who we are, from now on. Joiners that became members say hello again. */
 void gate_set_identity(struct net_gate *gate, const struct net_identity *self);
 
-/* A hello came in on connection `pipe`. GATE_OK: its process now speaks for its number. `old_pipe_out` is the
- * connection that this one replaces, or 0. */
+/* A hello came in. GATE_OK: its process now speaks for its number. Hellos can be played again, therefore one of a
+ * process known already changes nothing. */
 enum gate_verdict gate_hello(struct net_gate *gate, const struct envelope *hello,
-    const uint8_t store_id[16], uint32_t pipe, uint64_t now_ms, uint32_t *old_pipe_out);
+    const uint8_t store_id[16], uint64_t now_ms);
 
-/* May the frames in this envelope be delivered? GATE_OK: yes, as from *from_out. */
+/* May the frames in this envelope, come on connection `pipe`, be delivered? GATE_OK: yes, as from *from_out.
+ * `old_pipe_out` is the connection that this one has replaced, or 0. */
 enum gate_verdict gate_frames(struct net_gate *gate, const struct envelope *frames, uint32_t pipe,
-    uint64_t now_ms, struct net_peer *from_out);
+    uint64_t now_ms, struct net_peer *from_out, uint32_t *old_pipe_out);
 
 /* A welcome or a refusal came back on a connection of ours to `node` (0: whoever listens there), whose hello carried
  * `nonce`. GATE_OK: it is the answer to it. */
 enum gate_verdict gate_answer(
     const struct net_gate *gate, const struct envelope *answer, uint16_t node, uint64_t nonce);
 
-/* A connection to us broke. True, with its number, if it was the control connection of a member's process. */
+/* A connection to us broke. True, with its number, if it was the control connection of a member's process
+ * that knows us by number. */
 bool gate_pipe_gone(struct net_gate *gate, uint32_t pipe, uint16_t *node_out);
 
 #endif

@@ -675,6 +675,20 @@ static uint16_t number_of(const struct peer *peer)
     return peer->node < NET_BY_ADDRESS ? peer->node : 0;
 }
 
+/* "host:port"; NNG would take more for one than connects anywhere. */
+static bool address_is_sound(const char *address, bool any_port)
+{
+    static const char host_letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]%";
+    const char *colon = strrchr(address, ':');
+    if (colon == NULL || colon == address || strlen(address) > ADDRESS_SIZE - 16) return false;
+    if (address + strspn(address, host_letters) <= colon) return false;
+    size_t digits = strspn(colon + 1, "0123456789");
+    if (digits == 0 || digits > 5 || colon[1 + digits] != 0) return false;
+    long port = strtol(colon + 1, NULL, 10);
+    return port <= UINT16_MAX && (port > 0 || any_port);
+}
+
 static enum err lane_dial(struct lane *lane, const char *url)
 {
     int result = nng_dialer_create(&lane->dialer, lane->socket, url);
@@ -794,9 +808,8 @@ static enum err transport_set_peer(void *ctx, uint16_t node, const char *address
         return OK;
     }
     char url[ADDRESS_SIZE];
-    int length = snprintf(url, sizeof url, "tcp://%s", address);
-    if (length < 0 || (size_t)length >= sizeof url || strrchr(address, ':') == NULL)
-        return ERR_INVALID;
+    if (!address_is_sound(address, false)) return ERR_INVALID;
+    (void)snprintf(url, sizeof url, "tcp://%s", address); /* fits */
     if (peer != NULL && strcmp(peer->url, url) == 0) return OK;
     struct peer *fresh = peer_new(transport, node, url);
     if (fresh == NULL) return ERR_NOMEM;
@@ -919,13 +932,10 @@ static void handle_hello(struct transport *transport, const struct item *item)
 {
     const struct envelope *hello = &item->envelope;
     if (item->pipe == 0) return; /* nobody there any more to be welcomed */
-    uint32_t old_pipe;
-    enum gate_verdict verdict = gate_hello(
-        &transport->gate, hello, packet_body(item->msg, hello).at, item->pipe, now_ms(), &old_pipe);
+    enum gate_verdict verdict =
+        gate_hello(&transport->gate, hello, packet_body(item->msg, hello).at, now_ms());
     switch (verdict) {
     case GATE_OK:
-        if (old_pipe != 0)
-            (void)nng_pipe_close((nng_pipe){.id = old_pipe}); /* may be gone already */
         answer_hello(transport, hello, item->pipe, ENVELOPE_WELCOME);
         return;
     case GATE_REFUSED_CLUSTER:
@@ -1015,10 +1025,13 @@ static void handle_stalled(struct transport *transport, const struct item *item)
 
 static bool handle_frames(struct transport *transport, struct item *item)
 {
-    enum gate_verdict verdict = gate_frames(
-        &transport->gate, &item->envelope, item->pipe, now_ms(), &transport->current_from);
+    uint32_t old_pipe;
+    enum gate_verdict verdict = gate_frames(&transport->gate, &item->envelope, item->pipe, now_ms(),
+        &transport->current_from, &old_pipe);
     switch (verdict) {
     case GATE_OK:
+        if (old_pipe != 0)
+            (void)nng_pipe_close((nng_pipe){.id = old_pipe}); /* may be gone already */
         COUNT(transport, packets_received, 1);
         COUNT(transport, bytes_received, nng_msg_len(item->msg));
         transport->current = *item;
@@ -1233,9 +1246,8 @@ static int note_address(struct transport *transport, const char *listen, nng_lis
 static int listen_on(struct transport *transport, const char *listen)
 {
     char url[ADDRESS_SIZE];
-    int length = snprintf(url, sizeof url, "tcp://%s", listen);
-    if (length < 0 || (size_t)length >= sizeof url - 8 || strrchr(listen, ':') == NULL)
-        return NNG_EADDRINVAL;
+    if (!address_is_sound(listen, true)) return NNG_EADDRINVAL;
+    (void)snprintf(url, sizeof url, "tcp://%s", listen); /* fits */
     nng_listener listener;
     nng_socket socket = transport->listener;
     /* four bytes of NNG's own header come before the packet */

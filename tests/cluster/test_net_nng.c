@@ -1,5 +1,6 @@
 #include <criterion/criterion.h>
-#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include "tests/cluster/net_world.h"
 
@@ -127,4 +128,292 @@ Test(net_nng, a_full_queue_says_so_and_loses_nothing_it_took)
     cr_assert_eq(a.net.queued(a.net.ctx, 2, NET_BULK), taken[NET_BULK] * 1008);
     cr_assert_eq(counters_of(&a).full, 6);
     end_close(&a);
+}
+
+static void send_text(struct end *from, uint16_t to, enum net_lane lane, const char *text)
+{
+    cr_assert_eq(from->net.send(from->net.ctx, to, lane, bytes_of_text(text)), OK);
+}
+
+static bool last_is(const struct end *end, uint16_t from, const char *text)
+{
+    const struct got *got = &end->got[end->got_count - 1];
+    return got->from.node == from &&
+        bytes_equal(bytes_of(end->bytes.at + got->offset, got->size), bytes_of_text(text));
+}
+
+Test(net_nng, both_sides_are_told_when_a_peer_comes_and_goes)
+{
+    open_pair(NULL);
+    cr_assert(wait_count(&a.events[NET_PEER_UP], 1, 5000));
+    cr_assert(wait_count(&b.events[NET_PEER_UP], 1, 5000));
+    end_close(&b);
+    b.net.ctx = NULL;
+    cr_assert(wait_count(&a.events[NET_PEER_DOWN], 1, 1000));
+    send_text(&a, 2, NET_DATA, "wait for it");
+    struct net_identity again = identity_of('c', 2, 2);
+    b = (struct end){.keep = true};
+    end_open(&b, &again, NULL);
+    connect_ends(&a, 2, &b); /* it has another port now */
+    send_text(&a, 2, NET_DATA, "hello again");
+    cr_assert(wait_count(&b.frames, 1, 5000));
+    cr_assert(last_is(&b, 1, "hello again"));
+    cr_assert(wait_count(&a.events[NET_PEER_UP], 2, 5000));
+    cr_assert_eq(a.net.set_peer(a.net.ctx, 2, NULL), OK);
+    cr_assert_eq(a.net.send(a.net.ctx, 2, NET_DATA, bytes_of("x", 1)), ERR_NOT_FOUND);
+    end_close(&a);
+    end_close(&b);
+}
+
+Test(net_nng, a_kick_reconnects_and_frames_go_on)
+{
+    open_pair("secret");
+    cr_assert(wait_count(&a.events[NET_PEER_UP], 1, 5000));
+    for (uint64_t i = 1; i <= 5; i++) {
+        a.net.kick(a.net.ctx, 2);
+        cr_assert(wait_count(&a.events[NET_PEER_UP], i + 1, 5000));
+        send_text(&a, 2, NET_CONTROL, "still here");
+        cr_assert(wait_count(&b.frames, i, 5000));
+    }
+    /* while nobody is there */
+    end_close(&b);
+    b.net.ctx = NULL;
+    cr_assert(wait_count(&a.events[NET_PEER_DOWN], 6, 5000));
+    a.net.kick(a.net.ctx, 2);
+    a.net.kick(a.net.ctx, 2);
+    cr_assert_geq(counters_of(&a).redials, 2);
+    end_close(&a);
+}
+
+Test(net_nng, addresses_that_are_none_are_refused)
+{
+    open_pair(NULL);
+    static const char *const wrong[] = {
+        "", "nowhere", "a b:1", ":", "host:port", "127.0.0.1:99999"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        cr_assert_eq(a.net.set_peer(a.net.ctx, 9, wrong[i]), ERR_INVALID, "%s", wrong[i]);
+    }
+    struct net net;
+    char detail[200];
+    struct net_nng_config config = {.listen = a.address};
+    cr_assert_eq(net_nng_open(&config, &net, detail, sizeof detail), ERR_BUSY);
+    cr_assert_neq(strstr(detail, a.address), NULL);
+    config.listen = "here";
+    cr_assert_eq(net_nng_open(&config, &net, detail, sizeof detail), ERR_INVALID);
+    end_close(&a);
+    end_close(&b);
+}
+
+Test(net_nng, another_cluster_is_refused_and_told)
+{
+    struct net_identity first = identity_of('c', 1, 1);
+    struct net_identity second = identity_of('d', 2, 1);
+    end_open(&a, &first, NULL);
+    end_open(&b, &second, NULL);
+    connect_ends(&a, 2, &b);
+    send_text(&a, 2, NET_CONTROL, "hello?");
+    cr_assert(wait_count(&a.events[NET_REFUSED_CLUSTER], 1, 5000));
+    cr_assert_geq(counters_of(&b).refused_cluster, 1);
+    cr_assert_eq(b.frames, 0);
+    cr_assert_eq(a.events[NET_PEER_UP], 0);
+    end_close(&a);
+    end_close(&b);
+}
+
+Test(net_nng, an_old_process_and_a_copy_are_refused_and_told)
+{
+    open_pair(NULL);
+    send_text(&a, 2, NET_CONTROL, "the real one");
+    cr_assert(wait_count(&b.frames, 1, 5000));
+    struct net_identity copy = identity_of('c', 1, 1);
+    end_open(&c, &copy, NULL);
+    connect_ends(&c, 2, &b);
+    send_text(&c, 2, NET_CONTROL, "a copy");
+    cr_assert(wait_count(&c.events[NET_REFUSED_CLONE], 1, 5000));
+    cr_assert_geq(counters_of(&b).refused_clone, 1);
+    send_text(&a, 2, NET_CONTROL, "still the real one");
+    cr_assert(wait_count(&b.frames, 2, 5000));
+    cr_assert(last_is(&b, 1, "still the real one"));
+    end_close(&c);
+    /* a later start takes over, and the first is told */
+    copy.incarnation = 2;
+    c = (struct end){.keep = true};
+    end_open(&c, &copy, NULL);
+    connect_ends(&c, 2, &b);
+    send_text(&c, 2, NET_CONTROL, "later");
+    cr_assert(wait_count(&b.frames, 3, 5000));
+    cr_assert(last_is(&b, 1, "later"));
+    a.net.kick(a.net.ctx, 2);
+    send_text(&a, 2, NET_CONTROL, "from the past");
+    cr_assert(wait_count(&a.events[NET_REFUSED_CLONE], 1, 5000));
+    run_for(all, 3, 100);
+    cr_assert_eq(b.frames, 3);
+    end_close(&a);
+    end_close(&b);
+    end_close(&c);
+}
+
+Test(net_nng, who_listens_under_another_number_gets_nothing)
+{
+    open_pair(NULL);
+    connect_ends(&a, 3, &b); /* it is 2 */
+    send_text(&a, 3, NET_CONTROL, "for node 3");
+    cr_assert(wait_count(&a.events[NET_PEER_UP], 1, 5000));
+    run_for(all, 3, 300);
+    cr_assert_eq(b.frames, 0);
+    cr_assert_eq(a.events[NET_PEER_UP], 1, "of node 2");
+    cr_assert_geq(counters_of(&a).dropped_stranger, 1);
+    end_close(&a);
+    end_close(&b);
+}
+
+Test(net_nng, a_joiner_asks_and_becomes_a_member)
+{
+    struct net_identity member = identity_of('c', 1, 1);
+    struct net_identity joiner = identity_of(0, 0, 1);
+    end_open(&a, &member, "secret");
+    end_open(&b, &joiner, "secret");
+    a.keep = b.keep = true;
+    connect_ends(&b, NET_BY_ADDRESS, &a);
+    send_text(&b, NET_BY_ADDRESS, NET_CONTROL, "may I?");
+    cr_assert(wait_count(&a.frames, 1, 5000));
+    cr_assert(last_is(&a, 0, "may I?"));
+    connect_ends(&a, NET_BY_ADDRESS + 7, &b);
+    send_text(&a, NET_BY_ADDRESS + 7, NET_CONTROL, "you are 5");
+    cr_assert(wait_count(&b.frames, 1, 5000));
+    cr_assert(last_is(&b, 1, "you are 5"));
+    struct net_identity self = identity_of('c', 5, 1);
+    b.net.set_identity(b.net.ctx, &self);
+    send_text(&b, NET_BY_ADDRESS, NET_CONTROL, "I am 5");
+    cr_assert(wait_count(&a.frames, 2, 5000));
+    cr_assert(last_is(&a, 5, "I am 5"));
+    connect_ends(&a, 5, &b);
+    connect_ends(&b, 1, &a);
+    send_text(&a, 5, NET_DATA, "welcome");
+    send_text(&b, 1, NET_DATA, "thank you");
+    cr_assert(wait_count(&a.frames, 3, 5000));
+    cr_assert(wait_count(&b.frames, 2, 5000));
+    cr_assert(last_is(&a, 5, "thank you") && last_is(&b, 1, "welcome"));
+    cr_assert_eq(a.net.set_peer(a.net.ctx, NET_BY_ADDRESS + 7, NULL), OK);
+    end_close(&a);
+    end_close(&b);
+}
+
+Test(net_nng, without_the_same_secret_nobody_hears_anybody)
+{
+    struct net_identity first = identity_of('c', 1, 1);
+    struct net_identity second = identity_of('c', 2, 1);
+    struct net_identity third = identity_of('c', 3, 1);
+    end_open(&a, &first, "one");
+    end_open(&b, &second, "other");
+    end_open(&c, &third, NULL);
+    for (int i = 0; i < 3; i++) {
+        for (int k = 0; k < 3; k++) {
+            if (i == k) continue;
+            connect_ends(all[i], (uint16_t)(k + 1), all[k]);
+            send_text(all[i], (uint16_t)(k + 1), NET_CONTROL, "pst");
+        }
+    }
+    run_for(all, 3, 300);
+    for (int i = 0; i < 3; i++) {
+        struct net_nng_counters counters = counters_of(all[i]);
+        cr_assert_eq(all[i]->frames, 0);
+        cr_assert_eq(all[i]->events[NET_PEER_UP], 0);
+        cr_assert_eq(all[i]->events[NET_REFUSED_CLUSTER] + all[i]->events[NET_REFUSED_CLONE], 0);
+        cr_assert_geq(counters.dropped_unauthentic, 2);
+        cr_assert_eq(counters.dropped_malformed, 0);
+        end_close(all[i]);
+    }
+}
+
+/* Plays every connection that `relay` saw to `address`, as it was. */
+static void play_again(struct relay *relay, const char *address)
+{
+    for (size_t i = 0; i < relay->connections; i++) {
+        int fd = connect_to(address);
+        cr_assert_geq(fd, 0);
+        struct bytes all_of_it = buffer_view(&relay->recorded[i]);
+        write_all(fd, all_of_it.at, all_of_it.size);
+        run_for(all, 3, 100);
+        close(fd);
+    }
+}
+
+static void recorded_words_mean_nothing(const char *secret)
+{
+    struct net_identity first = identity_of('c', 1, 1);
+    struct net_identity second = identity_of('c', 2, 1);
+    end_open(&a, &first, secret);
+    end_open(&b, &second, secret);
+    struct relay relay;
+    relay_open(&relay, b.address);
+    cr_assert_eq(a.net.set_peer(a.net.ctx, 2, relay.address), OK);
+    for (int i = 0; i < 100; i++) {
+        send_text(&a, 2, NET_CONTROL, "do it");
+        send_text(&a, 2, NET_DATA, "do that");
+    }
+    cr_assert(wait_count(&b.frames, 200, 5000));
+    play_again(&relay, b.address);
+    cr_assert_eq(b.frames, 200);
+    cr_assert_geq(counters_of(&b).dropped_duplicate, 2);
+    /* nor to the next process of the node */
+    second.incarnation++;
+    end_open(&c, &second, secret);
+    play_again(&relay, c.address);
+    cr_assert_eq(c.frames, 0);
+    cr_assert_geq(counters_of(&c).dropped_stale, 2);
+    end_close(&a);
+    end_close(&b);
+    end_close(&c);
+    relay_close(&relay);
+}
+
+Test(net_nng, what_was_recorded_cannot_be_played_again)
+{
+    recorded_words_mean_nothing(NULL);
+}
+
+Test(net_nng, sealed_or_not)
+{
+    recorded_words_mean_nothing("secret");
+}
+
+static uint64_t last_number[NET_LANES];
+
+static void expect_growing(
+    struct end *end, const struct net_peer *from, enum net_lane lane, struct bytes frame)
+{
+    (void)end;
+    (void)from;
+    uint64_t number = load_u64(frame.at);
+    cr_assert_gt(number, last_number[lane]);
+    last_number[lane] = number;
+}
+
+Test(net_nng, one_who_does_not_listen_is_told_of_and_heard_again_later)
+{
+    open_pair(NULL);
+    cr_assert(wait_count(&a.events[NET_PEER_UP], 1, 5000));
+    b.keep = false;
+    b.on_frame = expect_growing;
+    static uint8_t frame[NET_FRAME_MAX / 2];
+    uint64_t number = 0;
+    struct end *alone[] = {&a};
+    uint64_t end = now_in_ms() + 15000;
+    while (a.events[NET_PEER_STALLED] == 0 && now_in_ms() < end) {
+        store_u64(frame, number + 1);
+        if (a.net.send(a.net.ctx, 2, NET_DATA, bytes_of(frame, sizeof frame)) == OK) number++;
+        run_for(alone, 1, 1);
+    }
+    cr_assert_geq(a.events[NET_PEER_STALLED], 1);
+    cr_assert_leq(number * sizeof frame, (size_t)200 << 20, "what waits is bounded");
+    /* it listens again: the rest comes, in order */
+    for (int i = 0; i < 100 && last_number[NET_DATA] <= number; i++) {
+        store_u64(frame, number + 1 + (uint64_t)i);
+        send_patiently(all, 3, &a, 2, NET_DATA, bytes_of(frame, 64));
+        run_for(all, 3, 50);
+    }
+    cr_assert_gt(last_number[NET_DATA], number);
+    end_close(&a);
+    end_close(&b);
 }
