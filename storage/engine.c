@@ -10,6 +10,7 @@
 #include "storage/engine_meta.h"
 #include "storage/expiry_heap.h"
 #include "storage/kv_check.h"
+#include "storage/snapshot.h"
 
 /* Two layers in memory over the bottom store. `active` takes what is applied; when it is big enough it
  * becomes `sealed`, which the checkpoint brings into the store while a new active fills. There is at
@@ -51,7 +52,10 @@ struct engine {
         *spare; /* emptied, with its pages: touching fresh ones costs more than an insert */
     struct checkpoint checkpoint;
     bool checkpoint_ready;
-    struct range_table *table; /* NULL: an embedded store */
+    struct range_table *table; /* NULL: an embedded store, which has none of the next four either */
+    struct sources *sources;
+    struct sinks *sinks;
+    bool *installing; /* by range id: what the store has is not usable, and its meta says so */
     lsn_t applied; /* replicated: low water as of the last seal */
     lsn_t checkpointed;
     uint64_t *range_applied; /* by range id */
@@ -113,6 +117,10 @@ static void want_metas(struct engine *engine)
     for (uint32_t range = 0; range <= engine->config.ranges; range++) {
         struct range_meta meta = {0};
         engine->config.range_meta(engine->config.ctx, (uint16_t)range, &meta);
+        if (engine->installing[range]) {
+            range_table_want_hard(engine->table, (uint16_t)range, &meta);
+            continue;
+        }
         /* entries without effects (elections, configurations) need not have passed through here */
         ASSERT(meta.index >= engine->range_applied[range]);
         engine->range_applied[range] = meta.index;
@@ -277,6 +285,7 @@ static enum err load_ranges(struct engine *engine, struct engine_report *report)
     for (uint32_t range = 0; range <= engine->config.ranges && err == OK; range++) {
         const struct range_slot *slot = &engine->table->slots[range];
         engine->range_applied[range] = slot->stored.index;
+        engine->installing[range] = (slot->stored.flags & RANGE_META_INSTALLING) != 0;
         if (slot->in_store)
             err = engine->config.on_range(engine->config.ctx, (uint16_t)range, &slot->stored);
     }
@@ -405,6 +414,8 @@ static enum err open_log(struct engine *engine, struct engine_report *report, bo
 static void engine_free(struct engine *engine)
 {
     if (engine->wal != NULL) wal_close(engine->wal);
+    sources_free(engine->sources);
+    sinks_free(engine->sinks);
     if (engine->checkpoint_ready) checkpoint_deinit(&engine->checkpoint);
     layer_close(&engine->active);
     layer_close(&engine->sealed);
@@ -412,6 +423,7 @@ static void engine_free(struct engine *engine)
     if (engine->read != NULL) engine->config.kv->read_end(engine->read);
     if (engine->kv != NULL) engine->config.kv->close(engine->kv);
     range_table_free(engine->table);
+    free(engine->installing);
     free(engine->range_applied);
     free(engine);
 }
@@ -467,6 +479,25 @@ static enum err check_store(struct engine *engine, struct engine_report *report)
     return err;
 }
 
+static struct streams_config streams_config(const struct engine *engine)
+{
+    return (struct streams_config){
+        .ops = engine->config.kv,
+        .kv = engine->kv,
+        .table = engine->table,
+        .background = engine->config.background,
+        .wake_ctx = engine->config.wake_ctx,
+        .wake = engine->config.wake,
+    };
+}
+
+static enum err open_streams(struct engine *engine)
+{
+    struct streams_config config = streams_config(engine);
+    TRY(sources_new(&config, &engine->sources));
+    return sinks_new(&config, &engine->sinks);
+}
+
 static enum err open_parts(struct engine *engine, struct engine_report *report)
 {
     const struct engine_config *config = &engine->config;
@@ -475,7 +506,8 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
     if (engine->range_applied == NULL) return ERR_NOMEM;
     if (config->on_replay != NULL) {
         engine->table = range_table_new(config->ranges + 1);
-        if (engine->table == NULL) return ERR_NOMEM;
+        engine->installing = calloc(config->ranges + 1, sizeof *engine->installing);
+        if (engine->table == NULL || engine->installing == NULL) return ERR_NOMEM;
     }
     TRY(layer_open(engine, &engine->active));
     struct kv_config kv_config = {
@@ -511,6 +543,7 @@ static enum err open_parts(struct engine *engine, struct engine_report *report)
     };
     TRY(checkpoint_init(&engine->checkpoint, &checkpoint_config));
     engine->checkpoint_ready = true;
+    if (engine->table != NULL) TRY(open_streams(engine));
     return open_log(engine, report, fresh);
 }
 
@@ -623,11 +656,32 @@ void engine_flush(struct engine *engine, bool alone)
     }
 }
 
+static void install_ended(void *ctx, uint16_t range, enum err result, const struct range_meta *meta)
+{
+    struct engine *engine = ctx;
+    if (result != OK) return;
+    engine->range_applied[range] = meta->index;
+    engine->installing[range] = false;
+    engine_read_done(engine);
+    /* the new keys may expire at times whose keys were already asked for */
+    engine->expired_from = 0;
+}
+
+static void poll_streams(struct engine *engine)
+{
+    if (!engine->config.background) {
+        (void)sources_step(engine->sources);
+        (void)sinks_step(engine->sinks);
+    }
+    sinks_collect(engine->sinks, install_ended, engine);
+}
+
 enum err engine_poll(struct engine *engine)
 {
     enum err err = wal_poll(engine->wal);
     if (err != OK) engine->failed = err;
     if (engine->failed != OK) return engine->failed;
+    if (engine->table != NULL) poll_streams(engine);
     maintain(engine);
     return OK;
 }
@@ -701,6 +755,7 @@ enum err engine_apply_entry(
     /* A crash between two transactions of a checkpoint leaves ranges that are ahead of the log's replay. */
     if (engine->wal == NULL && index <= applied) return OK;
     ASSERT(index > applied);
+    ASSERT(!engine->installing[range]);
     note_use(engine);
     engine->range_applied[range] = index;
     struct effect effect;
@@ -1118,12 +1173,6 @@ void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err e
     maintain(engine);
 }
 
-enum err engine_range_remove(struct engine *engine, uint16_t range, const struct range_meta *meta)
-{
-    (void)engine, (void)range, (void)meta;
-    return ERR_UNSUPPORTED;
-}
-
 bool engine_range_in_memory(const struct engine *engine, uint16_t range)
 {
     ASSERT(range <= engine->config.ranges);
@@ -1134,6 +1183,38 @@ bool engine_range_in_memory(const struct engine *engine, uint16_t range)
         if (memtable_range_cleared(memtables[i], range)) return true;
     }
     return false;
+}
+
+enum err snapshot_open(struct engine *engine, uint16_t range, struct range_meta *meta_out,
+    struct snapshot **snapshot_out)
+{
+    if (engine->table == NULL) return ERR_UNSUPPORTED;
+    ASSERT(range <= engine->config.ranges);
+    return sources_open(engine->sources, range, meta_out, snapshot_out);
+}
+
+enum err install_begin(struct engine *engine, uint16_t range, const struct range_meta *meta_while,
+    void (*done)(void *ctx, enum err result), void *ctx, struct install **install_out)
+{
+    if (engine->table == NULL) return ERR_UNSUPPORTED;
+    ASSERT(!engine_range_in_memory(engine, range));
+    TRY(sinks_begin(engine->sinks, range, meta_while, done, ctx, install_out));
+    engine->installing[range] = true;
+    return OK;
+}
+
+enum err engine_range_remove(struct engine *engine, uint16_t range, const struct range_meta *meta)
+{
+    if (engine->table == NULL) return ERR_UNSUPPORTED;
+    ASSERT(!engine_range_in_memory(engine, range));
+    struct streams_config config = streams_config(engine);
+    engine_read_done(engine);
+    engine->installing[range] = true;
+    range_table_want(engine->table, range, meta);
+    TRY(sinks_remove(&config, range, meta));
+    engine->installing[range] = (meta->flags & RANGE_META_INSTALLING) != 0;
+    engine->range_applied[range] = meta->index;
+    return OK;
 }
 
 bool engine_checkpoint_step(struct engine *engine)

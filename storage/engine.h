@@ -49,7 +49,8 @@ struct engine_config {
     /* At open, every record after the checkpoint, in order; the callee calls engine_apply() for what it knows to
      * be committed. `engine` is not yet returned by engine_open(). */
     enum err (*on_replay)(void *ctx, struct engine *engine, const struct wal_record *record);
-    /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied. */
+    /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied; a range
+     * this node never had: all zero. Of a range under an install only hard_term and vote are looked at. */
     void (*range_meta)(void *ctx, uint16_t range, struct range_meta *meta_out);
     /* When a memtable is sealed: every record up to the result is applied or void, and durable. */
     lsn_t (*low_water)(void *ctx);
@@ -144,12 +145,13 @@ bool engine_checkpoint_step(struct engine *engine);
  * checked by a CRC32C, at most SNAPSHOT_CHUNK_MAX bytes. */
 enum { SNAPSHOT_CHUNK_MAX = 256 << 10 };
 struct snapshot;
-/* Owner's thread. *meta_out is the range's meta as of the first read. ERR_NOT_FOUND: nothing of the range was ever
- * checkpointed (seal first: engine_checkpoint()). */
+/* Owner's thread. *meta_out is the range's meta as of now; chunks are as of now or later. ERR_NOT_FOUND: nothing of the
+ * range was ever checkpointed (seal first: engine_checkpoint()); ERR_CLOSED: it is INSTALLING itself; ERR_AGAIN: four
+ * are open. All snapshots and installs are closed before engine_close(). */
 enum err snapshot_open(struct engine *engine, uint16_t range, struct range_meta *meta_out,
     struct snapshot **snapshot_out) MUST_CHECK;
 /* The next chunk, valid until the next call: OK, ERR_AGAIN (not yet: engine's wake() tells), ERR_NOT_FOUND (all was
- * given), or why it failed (ERR_CORRUPT: the source is damaged). */
+ * given), or why it failed (ERR_CORRUPT: the source is damaged; ERR_CLOSED: the range was replaced meanwhile). */
 enum err snapshot_next(struct snapshot *snapshot, struct bytes *chunk_out) MUST_CHECK;
 void snapshot_progress(const struct snapshot *snapshot, uint64_t *entries_out, uint64_t *bytes_out);
 void snapshot_close(struct snapshot *snapshot);
@@ -163,14 +165,17 @@ bool engine_range_in_memory(const struct engine *engine, uint16_t range);
 /* done(ctx, result) comes from engine_poll() after install_finish() or on failure. */
 enum err install_begin(struct engine *engine, uint16_t range, const struct range_meta *meta_while,
     void (*done)(void *ctx, enum err result), void *ctx, struct install **install_out) MUST_CHECK;
-/* Copies the chunk. ERR_AGAIN: the queue is full (engine's wake() tells when it is not); ERR_CORRUPT: its checksum. */
+/* Copies the chunk. ERR_AGAIN: the queue is full (engine's wake() tells when it is not); ERR_CORRUPT: its checksum, its
+ * order, or not of this range: nothing more is taken then, and a finish fails. */
 enum err install_add(struct install *install, struct bytes chunk) MUST_CHECK;
-/* No more chunks: writes `meta`, without RANGE_META_INSTALLING, in the last transaction. */
+/* No more chunks: writes `meta`, without RANGE_META_INSTALLING, in the last transaction. A newer term or vote that
+ * config.range_meta() gave meanwhile is kept. */
 void install_finish(struct install *install, const struct range_meta *meta);
-/* Owner's thread; also after done. Without a finish the range stays INSTALLING. */
+/* Owner's thread; also after done, or from it. Without a finish the range stays INSTALLING until an install or
+ * engine_range_remove() succeeds. */
 void install_close(struct install *install);
 /* Removes everything of a range (this node is no replica any more); meta is kept as given (votes must survive).
- * Same precondition as install_begin(). */
+ * Same precondition as install_begin(). Blocks for some transactions. */
 enum err engine_range_remove(
     struct engine *engine, uint16_t range, const struct range_meta *meta) MUST_CHECK;
 
