@@ -436,6 +436,7 @@ static void install(struct world *world, const struct raft_message *message)
             config = *config_at(world, &world->committed[i]);
             config_index = i;
         }
+        world->snapshots++;
         bool had_it = raft_term_at(raft, message->index) == message->log_term;
         raft_installed(raft, message->index, message->log_term, &config, config_index);
         if (!had_it) {

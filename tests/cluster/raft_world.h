@@ -60,7 +60,7 @@ struct world {
     bool flush_at_once; /* what is logged is durable with the step */
     bool slow_snapshots; /* a snapshot is begun, but never arrives by itself */
     bool crash_next; /* the node dies after the step: what waits for its log is lost */
-    uint32_t dropped;
+    uint32_t dropped, snapshots;
     uint32_t read_replies; /* READ_INDEX_REPLY seen, and the newest */
     struct raft_message read_reply;
     struct raft_monitor monitor;
