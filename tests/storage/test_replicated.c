@@ -295,3 +295,502 @@ Test(replicated, a_range_is_in_memory_until_it_is_checkpointed)
     cr_assert_not(engine_range_in_memory(replica.engine, 2));
     replica_destroy(&replica);
 }
+
+/* ---- snapshots ---- */
+
+struct outcome {
+    bool ended;
+    enum err result;
+};
+
+static void install_done(void *ctx, enum err result)
+{
+    struct outcome *outcome = ctx;
+    cr_assert_not(outcome->ended, "once");
+    outcome->ended = true;
+    outcome->result = result;
+}
+
+static enum err next_chunk(struct replica *source, struct snapshot *snapshot, struct bytes *chunk)
+{
+    enum err err;
+    while ((err = snapshot_next(snapshot, chunk)) == ERR_AGAIN)
+        replica_poll(source);
+    return err;
+}
+
+static void add_chunk(struct replica *target, struct install *install, struct bytes chunk)
+{
+    enum err err;
+    while ((err = install_add(install, chunk)) == ERR_AGAIN)
+        replica_poll(target);
+    cr_assert_eq(err, OK);
+}
+
+/* What the owner of a range does while its snapshot comes. */
+static void expect_snapshot(struct replica *target, uint16_t range)
+{
+    if (engine_range_in_memory(target->engine, range)) replica_checkpoint(target);
+    target->ranges[range].meta.flags = RANGE_META_INSTALLING;
+}
+
+/* chunks < 0: all of them, and finished */
+static struct range_meta transfer(
+    struct replica *source, struct replica *target, uint16_t range, int chunks)
+{
+    struct range_meta meta;
+    struct snapshot *snapshot;
+    struct install *install;
+    struct outcome outcome = {0};
+    cr_assert_eq(snapshot_open(source->engine, range, &meta, &snapshot), OK);
+    expect_snapshot(target, range);
+    cr_assert_eq(install_begin(target->engine, range, &target->ranges[range].meta, install_done,
+                     &outcome, &install),
+        OK);
+    struct bytes chunk;
+    enum err err = OK;
+    while (chunks-- != 0 && (err = next_chunk(source, snapshot, &chunk)) == OK)
+        add_chunk(target, install, chunk);
+    if (err == ERR_NOT_FOUND) {
+        install_finish(install, &meta);
+        while (!outcome.ended)
+            replica_poll(target);
+        cr_assert_eq(outcome.result, OK);
+        target->ranges[range].meta = meta;
+        target->ranges[range].proposed = meta.index;
+    } else {
+        cr_assert_eq(err, OK);
+        for (int i = 0; i < 50; i++)
+            replica_poll(target);
+    }
+    install_close(install);
+    snapshot_close(snapshot);
+    return meta;
+}
+
+static struct bytes random_bytes(size_t size, uint64_t seed)
+{
+    static uint8_t at[2 << 20];
+    struct prng prng;
+    prng_init(&prng, seed);
+    cr_assert_leq(size, sizeof at);
+    for (size_t i = 0; i < size; i++)
+        at[i] = (uint8_t)prng_next(&prng);
+    return bytes_of(at, size);
+}
+
+static void fill_source(struct replica *source)
+{
+    put_many(source, 2, 0, 500);
+    for (unsigned i = 0; i < 30; i++)
+        replica_put_value(source, 2, numbered("blob", i), random_bytes(i * 2000, i), 0);
+    replica_put_value(source, 2, "huge", random_bytes(1500000, 99), 0);
+    replica_put_value(source, 2, "just", random_bytes(SNAPSHOT_CHUNK_MAX, 98), 0);
+    for (unsigned i = 0; i < 50; i++)
+        replica_put_value(source, 2, numbered("soon", i), random_bytes(10, i), 1000000 + i);
+    replica_put(source, 2, "key-00007", NULL);
+    put_many(source, 1, 0, 5);
+    put_many(source, 3, 0, 5);
+    replica_checkpoint(source);
+}
+
+static void fill_target(struct replica *target)
+{
+    put_many(target, 2, 400, 900);
+    for (unsigned i = 0; i < 20; i++)
+        replica_put_value(target, 2, numbered("old", i), random_bytes(100, i), 5000 + i);
+    put_many(target, 1, 0, 40);
+    replica_put_value(target, 1, "expires", random_bytes(100, 1), 7000);
+    replica_checkpoint(target);
+}
+
+static const struct replica big_log = {.slot_size = 8 << 20, .log_bytes_max = 128 << 20};
+
+Test(replicated, an_installed_snapshot_equals_its_source_and_touches_no_other_range)
+{
+    struct replica source = big_log, target = big_log;
+    replica_create(&source);
+    replica_create(&target);
+    fill_source(&source);
+    fill_target(&target);
+    uint64_t other = replica_hash(&target, 1);
+    transfer(&source, &target, 2, -1);
+    for (int round = 0; round < 3; round++) {
+        cr_assert_eq(replica_hash(&target, 2), replica_hash(&source, 2));
+        cr_assert_eq(replica_count(&target, 2), replica_count(&source, 2));
+        cr_assert_eq(replica_hash(&target, 1), other);
+        cr_assert_eq(replica_count(&target, 1), 41);
+        cr_assert_eq(
+            engine_range_applied(target.engine, 2), engine_range_applied(source.engine, 2));
+        replica_check_store(&target);
+        if (round == 0) replica_crash(&target), replica_open(&target);
+        if (round == 1) {
+            replica_put(&target, 2, "after", "it goes on");
+            replica_put(&source, 2, "after", "it goes on");
+            replica_checkpoint(&target);
+            replica_crash(&target);
+            replica_open(&target);
+        }
+    }
+    cr_assert_eq(target.ranges[2].meta.flags, 0);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+Test(replicated, an_empty_range_is_installed_as_empty)
+{
+    struct replica source = {0}, target = {0};
+    replica_create(&source);
+    replica_create(&target);
+    replica_put(&source, 2, "a", "1");
+    replica_put(&source, 2, "a", NULL);
+    replica_checkpoint(&source);
+    put_many(&target, 2, 0, 10);
+    transfer(&source, &target, 2, -1);
+    cr_assert_eq(replica_count(&target, 2), 0);
+    replica_expect(&target, 2, "key-00001", NULL);
+    replica_check_store(&target);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+Test(replicated, a_snapshot_that_came_in_part_never_passes_for_whole)
+{
+    for (int chunks = 0; chunks < 12; chunks += 2) {
+        struct replica source = big_log, target = big_log;
+        replica_create(&source);
+        replica_create(&target);
+        fill_source(&source);
+        fill_target(&target);
+        transfer(&source, &target, 2, chunks);
+        target.ranges[2].meta.flags = 0; /* whatever the owner says now */
+        replica_put(&target, 1, "more", "1");
+        replica_checkpoint(&target);
+        replica_crash(&target);
+        replica_open(&target);
+        cr_assert(target.ranges[2].known);
+        cr_assert_eq(target.ranges[2].meta.flags, RANGE_META_INSTALLING, "after %d chunks", chunks);
+        cr_assert_eq(target.ranges[1].meta.flags, 0);
+        cr_assert_eq(replica_count(&target, 1), 42);
+        replica_check_store(&target);
+        transfer(&source, &target, 2, -1);
+        cr_assert_eq(replica_hash(&target, 2), replica_hash(&source, 2), "the second time");
+        replica_check_store(&target);
+        replica_destroy(&target);
+        replica_destroy(&source);
+    }
+}
+
+/* At every commit of the store, in the middle of an install. */
+Test(replicated, a_crash_at_any_transaction_of_an_install_leaves_the_mark)
+{
+    bool installed = false;
+    for (uint64_t commit = 1; !installed; commit++) {
+        struct replica source = big_log, target = big_log;
+        replica_create(&source);
+        replica_create(&target);
+        put_many(&source, 2, 0, 300);
+        replica_put_value(&source, 2, "huge", random_bytes(1500000, 99), 0);
+        replica_checkpoint(&source);
+        fill_target(&target);
+        struct range_meta meta;
+        struct snapshot *snapshot;
+        struct install *install;
+        struct outcome outcome = {0};
+        cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshot), OK);
+        expect_snapshot(&target, 2);
+        struct range_meta before = target.ranges[2].meta;
+        sim_kv_fail_commit(target.stores, "node", commit, ERR_IO);
+        cr_assert_eq(
+            install_begin(target.engine, 2, &before, install_done, &outcome, &install), OK);
+        struct bytes chunk;
+        while (!outcome.ended && next_chunk(&source, snapshot, &chunk) == OK) {
+            enum err err = install_add(install, chunk);
+            cr_assert(err == OK || err == ERR_IO);
+            replica_poll(&target);
+        }
+        install_finish(install, &meta);
+        while (!outcome.ended)
+            replica_poll(&target);
+        installed = outcome.result == OK;
+        cr_assert(installed || outcome.result == ERR_IO);
+        sim_kv_fail_commit(target.stores, "node", 0, OK);
+        install_close(install);
+        snapshot_close(snapshot);
+        replica_crash(&target);
+        replica_open(&target);
+        if (installed) {
+            cr_assert_eq(replica_hash(&target, 2), replica_hash(&source, 2));
+        } else if (commit > 1) {
+            cr_assert_eq(target.ranges[2].meta.flags, RANGE_META_INSTALLING);
+        } else {
+            cr_assert_eq(target.ranges[2].meta.index, 520, "nothing happened");
+        }
+        replica_check_store(&target);
+        replica_destroy(&target);
+        replica_destroy(&source);
+    }
+}
+
+Test(replicated, writes_during_a_snapshot_are_made_good_by_the_log)
+{
+    struct replica source = big_log, target = big_log;
+    replica_create(&source);
+    replica_create(&target);
+    fill_source(&source);
+    struct range_meta meta;
+    struct snapshot *snapshot;
+    struct install *install;
+    struct outcome outcome = {0};
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshot), OK);
+    lsn_t from = source.seen;
+    expect_snapshot(&target, 2);
+    cr_assert_eq(
+        install_begin(target.engine, 2, &target.ranges[2].meta, install_done, &outcome, &install),
+        OK);
+    struct bytes chunk;
+    unsigned round = 0;
+    while (next_chunk(&source, snapshot, &chunk) == OK) {
+        add_chunk(&target, install, chunk);
+        replica_put(&source, 2, numbered("key", round * 31), "changed");
+        replica_put(&source, 2, numbered("soon", round), NULL);
+        replica_put(&source, 2, numbered("another", round), "new");
+        if (round++ % 2 == 0) replica_checkpoint(&source);
+    }
+    snapshot_close(snapshot);
+    install_finish(install, &meta);
+    while (!outcome.ended)
+        replica_poll(&target);
+    cr_assert_eq(outcome.result, OK);
+    install_close(install);
+    target.ranges[2].meta = meta;
+    target.ranges[2].proposed = meta.index;
+    /* the entries after the snapshot's index, as replication brings them */
+    struct wal_reader *reader;
+    struct wal_record record;
+    cr_assert_eq(wal_reader_open(engine_wal(source.engine), from, source.seen, &reader), OK);
+    while (wal_reader_next(reader, &record) == OK) {
+        if (record.type != WAL_RECORD_ENTRY || record.group != 2) continue;
+        struct bytes effects = bytes_of(record.payload.at + 8, record.payload.size - 8);
+        cr_assert_eq(
+            engine_apply_entry(target.engine, 2, load_u64(record.payload.at), effects), OK);
+        target.ranges[2].meta.index = load_u64(record.payload.at);
+    }
+    wal_reader_close(reader);
+    cr_assert_eq(replica_hash(&target, 2), replica_hash(&source, 2));
+    replica_checkpoint(&target);
+    cr_assert_eq(replica_count(&target, 2), replica_count(&source, 2));
+    replica_check_store(&target);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+Test(replicated, damaged_or_misplaced_chunks_are_refused)
+{
+    struct replica source = big_log, target = big_log;
+    replica_create(&source);
+    replica_create(&target);
+    fill_source(&source);
+    struct range_meta meta;
+    struct snapshot *snapshot;
+    struct bytes chunk;
+    uint8_t *copies[3];
+    size_t sizes[3];
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshot), OK);
+    for (int i = 0; i < 3; i++) {
+        cr_assert_eq(next_chunk(&source, snapshot, &chunk), OK);
+        copies[i] = malloc(chunk.size);
+        sizes[i] = chunk.size;
+        memcpy(copies[i], chunk.at, chunk.size);
+    }
+    snapshot_close(snapshot);
+    for (int wrong = 0; wrong < 5; wrong++) {
+        struct install *install;
+        struct outcome outcome = {0};
+        uint16_t range = wrong == 0 ? 3 : 2;
+        expect_snapshot(&target, range);
+        cr_assert_eq(install_begin(target.engine, range, &target.ranges[range].meta, install_done,
+                         &outcome, &install),
+            OK);
+        replica_poll(&target);
+        struct bytes first = bytes_of(copies[0], sizes[0]);
+        if (wrong == 0) cr_assert_eq(install_add(install, first), ERR_CORRUPT, "another range");
+        if (wrong == 1) {
+            copies[0][100] ^= 4;
+            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "a flipped bit");
+            copies[0][100] ^= 4;
+            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "and nothing after it");
+        }
+        if (wrong == 2) {
+            cr_assert_eq(install_add(install, bytes_of(copies[0], 20)), ERR_CORRUPT, "cut");
+        }
+        if (wrong == 3) {
+            add_chunk(&target, install, first);
+            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "twice");
+        }
+        if (wrong == 4) {
+            add_chunk(&target, install, bytes_of(copies[2], sizes[2]));
+            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "out of order");
+        }
+        install_finish(install, &meta);
+        while (!outcome.ended)
+            replica_poll(&target);
+        cr_assert_eq(outcome.result, ERR_CORRUPT);
+        install_close(install);
+    }
+    replica_crash(&target);
+    replica_open(&target);
+    cr_assert_eq(target.ranges[2].meta.flags, RANGE_META_INSTALLING);
+    for (int i = 0; i < 3; i++)
+        free(copies[i]);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+Test(replicated, a_damaged_source_stops_its_snapshot)
+{
+    struct replica source = {0};
+    replica_create(&source);
+    put_many(&source, 2, 0, 500);
+    replica_checkpoint(&source);
+    uint8_t at[KEY_SIZE_MAX_STORED];
+    struct bytes key = effect_stored_key(at, 0, bytes_of_text("key-00321"));
+    cr_assert_eq(sim_kv_rot(source.stores, "node", 2, key, 77), OK);
+    struct range_meta meta;
+    struct snapshot *snapshot;
+    struct bytes chunk;
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshot), OK);
+    enum err err;
+    while ((err = next_chunk(&source, snapshot, &chunk)) == OK)
+        ;
+    cr_assert_eq(err, ERR_CORRUPT);
+    snapshot_close(snapshot);
+    replica_destroy(&source);
+}
+
+Test(replicated, what_cannot_be_a_source_says_so)
+{
+    struct replica source = {0};
+    replica_create(&source);
+    struct range_meta meta;
+    struct snapshot *snapshots[5];
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshots[0]), ERR_NOT_FOUND);
+    replica_put(&source, 2, "a", "1");
+    replica_checkpoint(&source);
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshots[i]), OK);
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshots[4]), ERR_AGAIN, "a fifth");
+    for (int i = 0; i < 4; i++) {
+        struct bytes chunk;
+        cr_assert_eq(next_chunk(&source, snapshots[i], &chunk), OK);
+        cr_assert_eq(next_chunk(&source, snapshots[i], &chunk), ERR_NOT_FOUND);
+        uint64_t entries, bytes;
+        snapshot_progress(snapshots[i], &entries, &bytes);
+        cr_assert_eq(entries, 1);
+        snapshot_close(snapshots[i]);
+    }
+    struct install *install;
+    struct outcome outcome = {0};
+    expect_snapshot(&source, 2);
+    cr_assert_eq(
+        install_begin(source.engine, 2, &source.ranges[2].meta, install_done, &outcome, &install),
+        OK);
+    replica_poll(&source);
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshots[0]), ERR_CLOSED);
+    install_close(install);
+    cr_assert_not(outcome.ended, "who closes it does not want to know");
+    replica_destroy(&source);
+}
+
+Test(replicated, a_vote_during_an_install_is_kept)
+{
+    struct replica source = {0}, target = {0};
+    replica_create(&source);
+    replica_create(&target);
+    put_many(&source, 2, 0, 50);
+    replica_checkpoint(&source);
+    struct range_meta meta;
+    struct snapshot *snapshot;
+    struct install *install;
+    struct outcome outcome = {0};
+    struct bytes chunk;
+    cr_assert_eq(snapshot_open(source.engine, 2, &meta, &snapshot), OK);
+    expect_snapshot(&target, 2);
+    cr_assert_eq(
+        install_begin(target.engine, 2, &target.ranges[2].meta, install_done, &outcome, &install),
+        OK);
+    while (next_chunk(&source, snapshot, &chunk) == OK)
+        add_chunk(&target, install, chunk);
+    meta.hard_term = 4;
+    meta.vote = 1;
+    /* a checkpoint is sealed before the finish and one is between its two */
+    target.ranges[2].meta.hard_term = 7;
+    target.ranges[2].meta.vote = 3;
+    checkpoint_partly(&target, 0);
+    install_finish(install, &meta);
+    while (!outcome.ended)
+        replica_poll(&target);
+    while (step(&target))
+        replica_poll(&target);
+    install_close(install);
+    snapshot_close(snapshot);
+    replica_crash(&target);
+    replica_open(&target);
+    cr_assert_eq(target.ranges[2].meta.hard_term, 7);
+    cr_assert_eq(target.ranges[2].meta.vote, 3);
+    cr_assert_eq(target.ranges[2].meta.flags, 0);
+    cr_assert_eq(target.ranges[2].meta.index, 50);
+    cr_assert_eq(replica_count(&target, 2), 50);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+static void count_expired(void *ctx, uint16_t range, struct bytes key)
+{
+    (void)range, (void)key;
+    (*(unsigned *)ctx)++;
+}
+
+Test(replicated, keys_of_a_snapshot_expire_although_their_time_was_asked_for)
+{
+    struct replica source = {0}, target = {0};
+    replica_create(&source);
+    replica_create(&target);
+    replica_put_value(&source, 2, "old", bytes_of_text("x"), 500);
+    replica_checkpoint(&source);
+    replica_put_value(&target, 1, "later", bytes_of_text("x"), 900);
+    replica_checkpoint(&target);
+    unsigned expired = 0;
+    while (engine_expired(target.engine, 1000, 10, count_expired, &expired), expired < 1)
+        ;
+    engine_read_done(target.engine);
+    transfer(&source, &target, 2, -1);
+    expired = 0;
+    for (int i = 0; i < 3; i++)
+        engine_expired(target.engine, 1000, 10, count_expired, &expired);
+    cr_assert_geq(expired, 1);
+    replica_destroy(&target);
+    replica_destroy(&source);
+}
+
+Test(replicated, a_removed_range_is_gone_and_its_vote_stays)
+{
+    struct replica replica = big_log;
+    replica_create(&replica);
+    fill_target(&replica);
+    struct range_meta meta = {.hard_term = 5, .vote = 2};
+    cr_assert_eq(engine_range_remove(replica.engine, 2, &meta), OK);
+    replica.ranges[2].meta = meta;
+    cr_assert_eq(replica_count(&replica, 2), 0);
+    replica_expect(&replica, 2, "key-00401", NULL);
+    cr_assert_eq(engine_range_applied(replica.engine, 2), 0);
+    replica_check_store(&replica);
+    replica_checkpoint(&replica);
+    replica_crash(&replica);
+    replica_open(&replica);
+    cr_assert_eq(replica.ranges[2].meta.hard_term, 5);
+    cr_assert_eq(replica.ranges[2].meta.vote, 2);
+    cr_assert_eq(replica.ranges[2].meta.index, 0);
+    cr_assert_eq(replica_count(&replica, 1), 41);
+    replica_destroy(&replica);
+}
