@@ -1,6 +1,7 @@
 #ifndef CLUSTER_NODE_JOIN_H
 #define CLUSTER_NODE_JOIN_H
 
+#include "base/bytes.h"
 #include "base/io.h"
 
 /* How a new node enters a cluster: it asks any running node, by its peer address, and is a member when the meta group
@@ -13,7 +14,28 @@ struct join_request {
     const char *zone, *peer, *resp, *http; /* own addresses as others reach them */
     uint8_t store_id[16];
     bool replace; /* takes the place of a dead member of that name */
+    /* this is member renew_number, whose folder was damaged, with a new folder: */
+    uint16_t renew_number; /* 0: no */
+    uint8_t renew_store_id[16];
+    uint64_t incarnation; /* of the damaged folder's last start */
 };
+
+/* Question and answer on the wire. */
+enum { JOIN_MESSAGE_MAX = 1024 };
+struct join_question {
+    uint8_t store_id[16], renew_store_id[16];
+    uint64_t incarnation, boot;
+    uint16_t renew_number;
+    bool replace;
+    char name[64], zone[64], peer[80], resp[80], http[80];
+};
+struct join_result;
+size_t join_question_encode(uint8_t *at, const struct join_question *question);
+enum err join_question_decode(struct bytes bytes, struct join_question *question_out) MUST_CHECK;
+/* refused: only detail counts. */
+size_t join_answer_encode(uint8_t *at, bool refused, const struct join_result *result);
+enum err join_answer_decode(
+    struct bytes bytes, bool *refused_out, struct join_result *result_out) MUST_CHECK;
 
 struct join_result {
     uint8_t cluster_id[16];

@@ -3,117 +3,204 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/check.h"
-#include "base/logger.h"
+#include "base/hash.h"
 #include "cluster/map/map.h"
-#include "cluster/node/pending.h"
+#include "cluster/node/node_internal.h"
 
-/* A group of one: a record is committed when it is durable here. What is proposed goes to the log and
- * into the pending table; when the log says durable, records are applied in order, the table forgets
- * them, and on_committed tells whoever holds replies back. */
+/* Life of a node: opening (what the store and the log say of every range), turns, closing. */
 
-enum {
-    SYSTEM_RANGE = 0,
-    SYSTEM_BUCKET = 0,
-    EXPIRED_PER_TICK = 5000,
-    SCRATCH_BYTES = 64 * 1024,
-};
+enum { CACHE_SHARE = 8, TICK_LIMIT_MS = 50, SLOW_LOG_MS = 2000, FRAMES_PER_POLL = 256 };
 
-static const char bucket_prefix[] = "bucket/";
-
-/* Memory of the open transaction: effects side by side, never moved. */
-struct scratch {
-    struct scratch *next;
-    size_t capacity;
-    size_t used;
-    uint8_t at[];
-};
-
-struct txn_effect {
-    struct pending_entry *entry; /* NULL: a clear */
-    size_t offset; /* in the record's payload */
-};
-
-struct node {
-    struct node_config config;
-    char name[64];
-    char cluster_id[33];
-    struct engine *engine;
-    struct pending pending;
-    ticket_t committed;
-    ticket_t proposed;
-    int64_t now_ms;
-    bool failed;
-
-    bool in_txn;
-    struct scratch *scratch; /* the chunk in use is first */
-    struct txn_effect *effects;
-    size_t effect_count, effect_capacity;
-    size_t txn_bytes;
-    uint32_t buckets_before; /* bucket_count at begin */
-
-    char (*buckets)[NODE_BUCKET_NAME_MAX + 1]; /* names by id - NODE_BUCKETS_NUMBERED */
-    uint32_t bucket_count; /* named ones */
-    char numbers[NODE_BUCKETS_NUMBERED][4];
-    uint64_t expired;
-};
-
-/* ---- committing ---- */
-
-static void apply_up_to(struct node *node, lsn_t lsn)
+struct group *group_of(const struct node *node, uint16_t range)
 {
-    enum err err = engine_apply_up_to(node->engine, lsn);
-    if (err != OK) {
-        log_error("a committed record cannot be applied", "error=%s lsn=%llu", err_name(err),
-            (unsigned long long)engine_applied(node->engine));
-        node->failed = true;
-        return;
+    return range < node->group_slots ? node->groups[range] : NULL;
+}
+
+uint64_t node_clock_ns(const struct node *node)
+{
+    const struct clock *clock = &node->config.io->clock;
+    return clock->monotonic_ns(clock->ctx);
+}
+
+void node_fail(struct node *node, const char *why)
+{
+    if (!node->failed) log_error(why, "node=%s", node->name);
+    node->failed = true;
+}
+
+static void tell_tickets(struct node *node)
+{
+    if (!node->tickets_moved) return;
+    node->tickets_moved = false;
+    if (node->config.on_tickets != NULL) node->config.on_tickets(node->config.ctx);
+}
+
+/* ---- opening: called by the engine ---- */
+
+static enum err on_range(void *ctx, uint16_t range, const struct range_meta *meta)
+{
+    struct node *node = ctx;
+    if (range >= node->group_slots) return ERR_CORRUPT;
+    struct raft_restore restore = {
+        .term = meta->hard_term,
+        .vote = meta->vote,
+        .first = meta->index + 1,
+        .first_term = meta->term,
+        .commit = meta->index,
+        .config_index = meta->config_index,
+    };
+    bool genesis = (meta->flags & RANGE_META_GENESIS) != 0;
+    if (genesis) {
+        restore.config.voters[0] = node->config.number;
+        restore.config.voter_count = 1;
+    } else if (meta->config_size > 0) {
+        TRY(raft_config_decode(bytes_of(meta->config, meta->config_size), &restore.config));
     }
-    pending_applied(&node->pending, lsn);
-    wal_release(engine_wal(node->engine), lsn);
+    struct group *group = group_create(node, range, &restore);
+    if (group == NULL) return ERR_NOMEM;
+    group->hash = meta->hash;
+    group->settled = meta->settled > meta->index ? meta->settled : 0;
+    group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
+    return OK;
+}
+
+static enum err replay_entry(
+    struct node *node, uint16_t id, lsn_t lsn, const struct entry_record *record)
+{
+    if (id >= node->group_slots) return ERR_CORRUPT;
+    struct group *group = node->groups[id];
+    if (group == NULL) {
+        struct raft_restore restore = {.first = 1};
+        group = group_create(node, id, &restore);
+        if (group == NULL) return ERR_NOMEM;
+    }
+    struct raft *raft = &group->raft;
+    group->log_lsn = lsn;
+    entries_logged(&group->entries, record->index, lsn);
+    /* in the data already, or left behind by a snapshot that was installed over it */
+    if (record->index <= group->applied || record->index > raft->last + 1) return OK;
+    if (record->term < raft_term_at(raft, record->index - 1)) return OK;
+    struct raft_config config;
+    bool is_config = record->kind == ENTRY_CONFIG;
+    if (is_config) TRY(raft_config_decode(record->data, &config));
+    raft_restore_entry(raft, record->index, record->term, is_config ? &config : NULL);
+    entries_truncate(&group->entries, record->index);
+    struct entry *entry = entry_new(record->index, record->term, record->kind, record->data.size);
+    if (entry == NULL) return ERR_NOMEM;
+    if (entry->size > 0) memcpy(entry->data, record->data.at, entry->size);
+    entry->lsn = lsn;
+    group_keep(group, entry);
+    raft_restore_commit(raft, record->commit < raft->last ? record->commit : raft->last);
+    return OK;
+}
+
+/* applies what the records themselves say is committed */
+static enum err replay_commits(struct group *group)
+{
+    while (group->applied < group->raft.commit) {
+        const struct entry *entry = entries_get(&group->entries, group->applied + 1);
+        if (entry == NULL) break;
+        TRY(group_apply_one(
+            group, entry->index, entry->term, entry->kind, bytes_of(entry->data, entry->size)));
+    }
+    return OK;
+}
+
+static enum err on_replay(void *ctx, struct engine *engine, const struct wal_record *record)
+{
+    struct node *node = ctx;
+    node->engine = engine;
+    node->durable = record->lsn;
+    struct entry_record entry;
+    enum err err = OK;
+    switch (record->type) {
+    case WAL_RECORD_ENTRY:
+        err = entry_record_decode(record->payload, &entry);
+        if (err != OK || record->group > UINT16_MAX) return ERR_CORRUPT;
+        TRY(replay_entry(node, (uint16_t)record->group, record->lsn, &entry));
+        if (node->groups[record->group] != NULL) return replay_commits(node->groups[record->group]);
+        return OK;
+    case WAL_RECORD_ENTRIES: {
+        struct bytes rest = record->payload;
+        uint16_t id;
+        while ((err = entry_part_next(&rest, &id, &entry)) == OK) {
+            TRY(replay_entry(node, id, record->lsn, &entry));
+            TRY(replay_commits(node->groups[id]));
+        }
+        return err == ERR_NOT_FOUND ? OK : err;
+    }
+    case WAL_RECORD_HARD: {
+        uint64_t term;
+        uint16_t vote;
+        TRY(hard_record_decode(record->payload, &term, &vote));
+        if (record->group >= node->group_slots) return ERR_CORRUPT;
+        struct group *group = node->groups[record->group];
+        if (group == NULL) {
+            struct raft_restore restore = {.first = 1};
+            group = group_create(node, (uint16_t)record->group, &restore);
+            if (group == NULL) return ERR_NOMEM;
+        }
+        group->log_lsn = record->lsn;
+        /* the store may know a newer one: its metadata can be younger than this part of the log */
+        if (term < group->raft.term || (term == group->raft.term && vote == 0)) return OK;
+        group->raft.term = term;
+        group->raft.vote = vote;
+        return OK;
+    }
+    default:
+        return OK;
+    }
+}
+
+static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out)
+{
+    const struct node *node = ctx;
+    const struct group *group = group_of(node, range);
+    *meta_out = (struct range_meta){0};
+    if (group == NULL) return;
+    const struct raft *raft = &group->raft;
+    meta_out->index = group->applied;
+    meta_out->term = group->applied_term;
+    meta_out->hash = group->hash;
+    meta_out->settled = group->settled;
+    meta_out->hard_term = raft->term;
+    meta_out->vote = raft->vote;
+    meta_out->config_index = group->applied_config_index;
+    meta_out->config_size = (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
+    if (group->quarantined || group->incoming != NULL) meta_out->flags = RANGE_META_INSTALLING;
+}
+
+static lsn_t low_water(void *ctx)
+{
+    const struct node *node = ctx;
+    struct wal_stats stats;
+    if (engine_wal(node->engine) == NULL) return node->durable;
+    wal_stats(engine_wal(node->engine), &stats);
+    lsn_t low = stats.durable;
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        const struct group *group = node->groups[i];
+        if (group == NULL) continue;
+        if (group->applied >= group->raft.last) continue;
+        const struct entry *entry = entries_get(&group->entries, group->applied + 1);
+        lsn_t lsn = entry != NULL ? entry->lsn : entries_lsn(&group->entries, group->applied + 1);
+        if (lsn > 0 && lsn - 1 < low) low = lsn - 1;
+    }
+    return low;
+}
+
+static lsn_t keep_after(void *ctx)
+{
+    return catchup_keep_after(ctx);
 }
 
 static void on_durable(void *ctx, lsn_t lsn)
 {
     struct node *node = ctx;
     /* while the engine opens, there is nobody to tell and nothing to apply */
-    if (node->engine == NULL || node->failed) return;
-    ASSERT(lsn >= node->committed);
-    apply_up_to(node, lsn);
-    if (node->failed) return;
-    node->committed = lsn;
-    if (node->config.on_committed != NULL) node->config.on_committed(node->config.ctx, lsn);
-}
-
-/* ---- opening ---- */
-
-static bool legal_bucket_name(struct bytes name)
-{
-    if (name.size == 0 || name.size > NODE_BUCKET_NAME_MAX) return false;
-    for (size_t i = 0; i < name.size; i++) {
-        uint8_t c = name.at[i];
-        bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        bool other = (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-';
-        if (!letter && (i == 0 || !other)) return false;
-    }
-    return true;
-}
-
-static bool load_bucket(void *ctx, struct bytes key, const struct value *value)
-{
-    struct node *node = ctx;
-    struct bytes user_key = bytes_of(key.at + 2, key.size - 2);
-    size_t prefix = sizeof bucket_prefix - 1;
-    if (!bytes_have_prefix(user_key, bytes_of(bucket_prefix, prefix))) return true;
-    struct bytes name = bytes_of(user_key.at + prefix, user_key.size - prefix);
-    if (!legal_bucket_name(name) || value->bytes.size != 2) return true;
-    uint32_t id = load_u16(value->bytes.at);
-    if (id < NODE_BUCKETS_NUMBERED || id >= NODE_BUCKETS_MAX) return true;
-    uint32_t index = id - NODE_BUCKETS_NUMBERED;
-    memcpy(node->buckets[index], name.at, name.size);
-    node->buckets[index][name.size] = '\0';
-    if (index >= node->bucket_count) node->bucket_count = index + 1;
-    return true;
+    if (node->engine == NULL || node->failed || node->opening) return;
+    wal_release(engine_wal(node->engine), lsn);
+    groups_on_durable(node, lsn);
+    if (!node->failed) tell_tickets(node);
 }
 
 static enum err open_engine(struct node *node, struct engine_report *report)
@@ -136,6 +223,11 @@ static enum err open_engine(struct node *node, struct engine_report *report)
         .scrub = config->scrub,
         .ctx = node,
         .on_durable = on_durable,
+        .on_range = on_range,
+        .on_replay = on_replay,
+        .range_meta = range_meta_of,
+        .low_water = low_water,
+        .keep_after = keep_after,
         .wake_ctx = config->ctx,
         .wake = config->wake,
     };
@@ -143,41 +235,114 @@ static enum err open_engine(struct node *node, struct engine_report *report)
     return engine_open(&engine_config, report, &node->engine);
 }
 
+/* the start of a cluster: every range is a group of one */
+static enum err found(struct node *node)
+{
+    struct raft_restore restore = {.first = 1};
+    restore.config.voters[0] = node->config.number;
+    restore.config.voter_count = 1;
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        if (node->groups[i] != NULL) continue;
+        if (group_create(node, (uint16_t)i, &restore) == NULL) return ERR_NOMEM;
+    }
+    return OK;
+}
+
+static enum err make_tables(struct node *node)
+{
+    node->group_slots = node->config.ranges + 1;
+    node->groups = calloc(node->group_slots, sizeof(struct group *));
+    node->reports = calloc(node->group_slots, sizeof *node->reports);
+    node->dirty = calloc(node->group_slots, sizeof *node->dirty);
+    node->reading = calloc(node->group_slots, sizeof *node->reading);
+    node->touched = calloc(node->group_slots, sizeof *node->touched);
+    node->peers = calloc(NODE_NUMBERS_MAX, sizeof(struct peer *));
+    node->buckets = calloc(NODE_BUCKETS_MAX, sizeof *node->buckets);
+    node->placement = calloc(node->group_slots, sizeof *node->placement);
+    bool all = node->groups != NULL && node->reports != NULL && node->dirty != NULL &&
+        node->reading != NULL && node->touched != NULL && node->peers != NULL &&
+        node->buckets != NULL && node->placement != NULL;
+    return all ? OK : ERR_NOMEM;
+}
+
 static void node_free(struct node *node)
 {
-    pending_deinit(&node->pending);
+    requests_free(node);
+    catchup_free(node);
+    for (uint32_t i = 0; node->groups != NULL && i < node->group_slots; i++) {
+        if (node->groups[i] != NULL) group_free(node->groups[i]);
+    }
+    wire_free(node);
     while (node->scratch != NULL) {
         struct scratch *next = node->scratch->next;
         free(node->scratch);
         node->scratch = next;
     }
+    buffer_deinit(&node->scratch_reply);
+    free(node->groups);
+    free(node->reports);
+    free(node->dirty);
+    free(node->reading);
+    free(node->touched);
+    free(node->marks);
+    free(node->gate);
+    free(node->cached);
+    free(node->tickets);
     free(node->effects);
     free(node->buckets);
+    free(node->placement);
     free(node);
+}
+
+/* a lone founder's ranges exist from the start: a folder that never logged anything has none of them stored */
+static enum err start_groups(struct node *node)
+{
+    bool founder = !node->config.joined && node->config.number == 1;
+    const struct group *meta = node->groups[META_RANGE];
+    bool empty = meta == NULL || (meta->raft.last == 0 && meta->raft.config.voter_count == 0);
+    if (founder && (node->config.create || empty)) TRY(found(node));
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        struct group *group = node->groups[i];
+        if (group == NULL) continue;
+        if (group->quarantined || group->settled > group->applied)
+            raft_set_faulty(&group->raft, true);
+        group_ready(group);
+    }
+    return OK;
 }
 
 enum err node_open(
     const struct node_config *config, struct engine_report *report, struct node **node_out)
 {
     ASSERT(map_ranges_valid(config->ranges));
+    ASSERT(config->number > 0 && config->number <= NODE_NUMBERS_MAX);
     struct node *node = calloc(1, sizeof *node);
     if (node == NULL) return ERR_NOMEM;
     node->config = *config;
+    node->opening = true;
+    if (node->config.deadline_ms == 0) node->config.deadline_ms = NODE_DEADLINE_MS;
+    if (node->config.replicas == 0) node->config.replicas = 3;
     snprintf(node->name, sizeof node->name, "%s", config->name == NULL ? "node" : config->name);
     for (int i = 0; i < 16; i++)
         snprintf(node->cluster_id + (size_t)i * 2, 3, "%02x", config->cluster_id[i]);
     for (int i = 0; i < NODE_BUCKETS_NUMBERED; i++)
         snprintf(node->numbers[i], sizeof node->numbers[i], "%d", i);
-    node->buckets = calloc(NODE_BUCKETS_MAX, sizeof *node->buckets);
-    enum err err = node->buckets == NULL ? ERR_NOMEM : OK;
-    if (err == OK) err = pending_init(&node->pending, config->io->seed);
-    if (err == OK) err = open_engine(node, report);
+    node->cache_max = config->memory / CACHE_SHARE;
+    node->ticket_base = node->ticket_next = 1;
+    node->request_next = hash64(config->io->seed, bytes_of(&config->incarnation, 8)) | 1;
+    node->now_ns = node->ticked_ns = node_clock_ns(node);
+    node->now_mono_ms = 1000;
+    enum err err = make_tables(node);
     if (err == OK) {
-        err = engine_scan(node->engine, SYSTEM_RANGE, bytes_of(NULL, 0), false, load_bucket, node);
-        engine_read_done(node->engine);
+        membership_open(node);
+        err = open_engine(node, report);
+    }
+    if (err == OK) {
+        err = membership_load(node);
         if (err == ERR_CORRUPT)
             snprintf(report->detail, sizeof report->detail,
-                "a record of the system range (names of buckets) is damaged; run duramen verify");
+                "a record of the system range (members, names of buckets) is damaged; run "
+                "duramen verify");
         if (err != OK) engine_close(node->engine, false);
     }
     if (err != OK) {
@@ -186,9 +351,19 @@ enum err node_open(
     }
     struct wal_stats stats;
     wal_stats(engine_wal(node->engine), &stats);
-    apply_up_to(node, stats.durable);
-    node->committed = node->proposed = stats.durable;
+    wal_release(engine_wal(node->engine), stats.durable);
+    node->durable = stats.durable;
+    node->opening = false;
     node_turn_begin(node);
+    err = start_groups(node);
+    if (err != OK) {
+        engine_close(node->engine, false);
+        node_free(node);
+        return err;
+    }
+    wire_start(node);
+    membership_table_changed(node);
+    node_tick(node);
     *node_out = node;
     return OK;
 }
@@ -213,558 +388,67 @@ void node_turn_begin(struct node *node)
     int64_t now_ms = clock->wall_ms(clock->ctx);
     /* a wall clock that jumps back does not bring expired keys back */
     if (now_ms > node->now_ms) node->now_ms = now_ms;
+    node->now_ns = node_clock_ns(node);
+}
+
+static void start_reads(struct node *node)
+{
+    for (uint32_t i = 0; i < node->reading_count; i++) {
+        struct group *group = node->groups[node->reading[i]];
+        ticket_t ticket = group->turn_read;
+        if (ticket == 0) continue;
+        group->turn_read = 0;
+        uint64_t round = raft_read_round(&group->raft);
+        struct waiting waiting = {
+            .ticket = ticket, .index = group->turn_read_index, .round = round};
+        if (round == 0) {
+            ticket_fail(node, ticket, TICKET_REFUSED);
+        } else if (!waiting_push(&group->reads, waiting)) {
+            node_fail(node, "no memory");
+        }
+        group_ready(group);
+    }
+    node->reading_count = 0;
+}
+
+static void send_dirty(struct node *node)
+{
+    /* sending may make other groups dirty no more, and the same again */
+    for (uint32_t i = 0; i < node->dirty_count; i++) {
+        struct group *group = node->groups[node->dirty[i]];
+        group->dirty = false;
+        group_send_appends(group);
+        if (node->failed) break;
+    }
+    node->dirty_count = 0;
 }
 
 void node_turn_end(struct node *node, bool alone)
 {
     ASSERT(!node->in_txn);
-    if (!node->failed && wal_waiting(engine_wal(node->engine))) engine_flush(node->engine, alone);
+    if (!node->failed) {
+        requests_turn(node);
+        start_reads(node);
+        catchup_turn(node);
+        send_dirty(node);
+        wire_flush(node, false);
+        if (wal_waiting(engine_wal(node->engine))) engine_flush(node->engine, alone);
+        tell_tickets(node);
+    }
     engine_read_done(node->engine);
 }
 
 enum err node_poll(struct node *node)
 {
     if (node->failed) return ERR_POISONED;
+    const struct net *net = &node->config.io->net;
+    node->now_ns = node_clock_ns(node);
     enum err err = engine_poll(node->engine);
     if (err != OK) node->failed = true;
+    if (!node->failed && net->ctx != NULL) (void)net->poll(net->ctx, FRAMES_PER_POLL);
+    if (!node->failed) tell_tickets(node);
+    if (node->refused) return ERR_PERMISSION;
     return node->failed ? ERR_POISONED : OK;
-}
-
-ticket_t node_committed(const struct node *node)
-{
-    return node->committed;
-}
-
-ticket_t node_pending_ticket(const struct node *node)
-{
-    return node->proposed > node->committed ? node->proposed : 0;
-}
-
-/* ---- reading ---- */
-
-static struct value pending_value(const struct pending_entry *entry)
-{
-    return (struct value){
-        .bytes = entry->effect.value,
-        .expires_ms = entry->effect.expires_ms,
-        .version = entry->lsn,
-        .flags = entry->effect.flags,
-    };
-}
-
-/* expired keys are found too */
-static enum err get_raw(struct node *node, enum node_view view, uint16_t range, uint16_t bucket,
-    struct bytes key, struct value *value_out)
-{
-    if (view == NODE_PENDING && !PLANTED_BUG(23)) {
-        const struct pending_entry *entry;
-        switch (pending_find(&node->pending, range, bucket, key, &entry)) {
-        case PENDING_VALUE:
-            *value_out = pending_value(entry);
-            return OK;
-        case PENDING_GONE:
-            return ERR_NOT_FOUND;
-        case PENDING_MISS:
-            break;
-        }
-    }
-    uint8_t buffer[KEY_SIZE_MAX_STORED];
-    return engine_get(node->engine, range, effect_stored_key(buffer, bucket, key), value_out);
-}
-
-static bool has_expired(const struct node *node, const struct value *value)
-{
-    return value->expires_ms != 0 && value->expires_ms <= node->now_ms && !PLANTED_BUG(26);
-}
-
-enum err node_get(struct node *node, enum node_view view, uint16_t bucket, struct bytes key,
-    struct value *value_out)
-{
-    if (key.size > KEY_SIZE_MAX) return ERR_TOO_LARGE;
-    struct value value;
-    uint16_t range = map_range(key, node->config.ranges);
-    TRY(get_raw(node, view, range, bucket, key, &value));
-    if (has_expired(node, &value)) return ERR_NOT_FOUND;
-    *value_out = value;
-    return OK;
-}
-
-/* ---- transactions ---- */
-
-enum err node_admit(struct node *node, size_t size)
-{
-    if (node->failed) return ERR_POISONED;
-    return engine_admit(node->engine, size + EFFECT_HEADER + 16);
-}
-
-void node_txn_begin(struct node *node)
-{
-    ASSERT(!node->in_txn);
-    node->in_txn = true;
-    node->effect_count = 0;
-    node->txn_bytes = 8; /* the proposer's time */
-    node->buckets_before = node->bucket_count;
-    ASSERT(node->scratch == NULL || node->scratch->used == 0);
-}
-
-/* memory for one encoded effect, or NULL */
-static uint8_t *scratch_take(struct node *node, size_t size)
-{
-    struct scratch *scratch = node->scratch;
-    if (scratch == NULL || scratch->capacity - scratch->used < size) {
-        size_t capacity = size > SCRATCH_BYTES ? size : SCRATCH_BYTES;
-        struct scratch *fresh = malloc(sizeof *fresh + capacity);
-        if (fresh == NULL) return NULL;
-        fresh->next = scratch;
-        fresh->capacity = capacity;
-        fresh->used = 0;
-        node->scratch = scratch = fresh;
-    }
-    uint8_t *at = scratch->at + scratch->used;
-    scratch->used += size;
-    return at;
-}
-
-/* keeps one ordinary chunk for the next transaction */
-static void scratch_reset(struct node *node)
-{
-    while (node->scratch != NULL &&
-        (node->scratch->next != NULL || node->scratch->capacity > SCRATCH_BYTES)) {
-        struct scratch *next = node->scratch->next;
-        free(node->scratch);
-        node->scratch = next;
-    }
-    if (node->scratch != NULL) node->scratch->used = 0;
-}
-
-/* room for one more effect of the transaction in every table; false: refuse it */
-static bool reserve_effect(struct node *node, size_t size)
-{
-    if (node->txn_bytes + size > wal_record_size_max(engine_wal(node->engine))) return false;
-    if (node->effect_count == node->effect_capacity) {
-        size_t capacity = node->effect_capacity == 0 ? 64 : node->effect_capacity * 2;
-        struct txn_effect *effects = realloc(node->effects, capacity * sizeof *effects);
-        if (effects == NULL) return false;
-        node->effects = effects;
-        node->effect_capacity = capacity;
-    }
-    return pending_reserve(&node->pending, 1) == OK;
-}
-
-/* adds an effect; returns where its value goes, NULL if it must be refused */
-static uint8_t *add_effect(struct node *node, struct effect *effect, size_t value_size)
-{
-    ASSERT(node->in_txn);
-    size_t size = effect_size(effect->key.size, value_size);
-    if (!reserve_effect(node, size)) return NULL;
-    uint8_t *at = scratch_take(node, size);
-    if (at == NULL) return NULL;
-    uint8_t *value = effect_encode(at, effect, value_size);
-    effect->key = bytes_of(at + EFFECT_HEADER, effect->key.size);
-    effect->value = bytes_of(value, value_size);
-    lsn_t lsn = wal_next(engine_wal(node->engine));
-    struct txn_effect *entry = &node->effects[node->effect_count++];
-    entry->offset = node->txn_bytes;
-    entry->entry = NULL;
-    if (effect->kind == EFFECT_CLEAR_BUCKET) {
-        pending_clear(&node->pending, effect->bucket, lsn);
-    } else {
-        entry->entry = pending_add(&node->pending, effect, lsn);
-    }
-    node->txn_bytes += size;
-    return value;
-}
-
-uint8_t *node_put(
-    struct node *node, uint16_t bucket, struct bytes key, size_t value_size, int64_t expires_ms)
-{
-    ASSERT(key.size <= KEY_SIZE_MAX && value_size <= VALUE_SIZE_MAX);
-    struct effect effect = {
-        .kind = EFFECT_PUT,
-        .flags = TYPE_STRING,
-        .range = map_range(key, node->config.ranges),
-        .bucket = bucket,
-        .expires_ms = expires_ms,
-        .key = key,
-    };
-    return add_effect(node, &effect, value_size);
-}
-
-bool node_delete(struct node *node, uint16_t bucket, struct bytes key)
-{
-    ASSERT(key.size <= KEY_SIZE_MAX);
-    struct effect effect = {
-        .kind = EFFECT_DELETE,
-        .range = map_range(key, node->config.ranges),
-        .bucket = bucket,
-        .key = key,
-    };
-    return add_effect(node, &effect, 0) != NULL;
-}
-
-bool node_clear(struct node *node, uint16_t bucket)
-{
-    struct effect effect = {.kind = EFFECT_CLEAR_BUCKET, .bucket = bucket};
-    return add_effect(node, &effect, 0) != NULL;
-}
-
-/* copies the transaction's memory, oldest chunk first */
-static uint8_t *copy_scratch(const struct scratch *scratch, uint8_t *target)
-{
-    if (scratch == NULL) return target;
-    target = copy_scratch(scratch->next, target);
-    memcpy(target, scratch->at, scratch->used);
-    return target + scratch->used;
-}
-
-/* the range all effects are in, or WAL_GROUP_MANY */
-static uint64_t record_group(const struct node *node)
-{
-    uint64_t group = WAL_GROUP_MANY;
-    for (size_t i = 0; i < node->effect_count; i++) {
-        const struct pending_entry *entry = node->effects[i].entry;
-        if (entry == NULL) return WAL_GROUP_MANY;
-        if (i > 0 && entry->effect.range != group) return WAL_GROUP_MANY;
-        group = entry->effect.range;
-    }
-    return group;
-}
-
-/* pending entries point into the log's memory from now on */
-static void repoint(struct node *node, uint8_t *payload)
-{
-    for (size_t i = 0; i < node->effect_count; i++) {
-        struct pending_entry *entry = node->effects[i].entry;
-        if (entry == NULL) continue;
-        const uint8_t *key = payload + node->effects[i].offset + EFFECT_HEADER;
-        size_t key_size = entry->effect.key.size;
-        /* if the key was written twice in this transaction, its last effect is what counts; an earlier
-         * one of another size is repaired by the later one's turn */
-        entry->effect.key.at = key;
-        entry->effect.value.at = key + key_size;
-    }
-}
-
-ticket_t node_txn_commit(struct node *node)
-{
-    ASSERT(node->in_txn);
-    node->in_txn = false;
-    if (node->effect_count == 0) return 0;
-    lsn_t lsn;
-    uint8_t *payload = wal_append(
-        engine_wal(node->engine), WAL_RECORD_WRITE, record_group(node), node->txn_bytes, &lsn);
-    if (payload == NULL) {
-        /* the log has no memory although it admitted the write: stop rather than answer wrongly. The
-         * ticket is never fulfilled, so no reply leaves */
-        log_error("no memory for a log record", "bytes=%zu", node->txn_bytes);
-        node->failed = true;
-        pending_undo_all(&node->pending);
-        scratch_reset(node);
-        return UINT64_MAX;
-    }
-    ASSERT(lsn > node->proposed);
-    store_u64(payload, (uint64_t)node->now_ms);
-    uint8_t *end = copy_scratch(node->scratch, payload + 8);
-    ASSERT((size_t)(end - payload) == node->txn_bytes);
-    repoint(node, payload);
-    pending_keep(&node->pending);
-    scratch_reset(node);
-    node->proposed = lsn;
-    return lsn;
-}
-
-void node_txn_abort(struct node *node)
-{
-    ASSERT(node->in_txn);
-    node->in_txn = false;
-    pending_undo_all(&node->pending);
-    node->bucket_count = node->buckets_before;
-    scratch_reset(node);
-}
-
-/* ---- buckets ---- */
-
-static bool numbered_bucket(struct bytes name, uint16_t *bucket_out)
-{
-    if (name.size == 0 || name.size > 2) return false;
-    uint16_t number = 0;
-    for (size_t i = 0; i < name.size; i++) {
-        if (name.at[i] < '0' || name.at[i] > '9') return false;
-        number = (uint16_t)(number * 10 + (name.at[i] - '0'));
-    }
-    if (name.size == 2 && name.at[0] == '0') return false;
-    *bucket_out = number;
-    return number < NODE_BUCKETS_NUMBERED;
-}
-
-enum err node_bucket_find(struct node *node, struct bytes name, uint16_t *bucket_out)
-{
-    if (numbered_bucket(name, bucket_out)) return OK;
-    if (!legal_bucket_name(name)) return ERR_INVALID;
-    for (uint32_t i = 0; i < node->bucket_count; i++) {
-        if (bytes_equal(bytes_of_text(node->buckets[i]), name)) {
-            *bucket_out = (uint16_t)(i + NODE_BUCKETS_NUMBERED);
-            return OK;
-        }
-    }
-    return ERR_NOT_FOUND;
-}
-
-enum err node_bucket_make(struct node *node, struct bytes name, uint16_t *bucket_out)
-{
-    enum err err = node_bucket_find(node, name, bucket_out);
-    if (err != ERR_NOT_FOUND) return err;
-    if (node->bucket_count + NODE_BUCKETS_NUMBERED >= NODE_BUCKETS_MAX) return ERR_FULL;
-    uint8_t key[sizeof bucket_prefix + NODE_BUCKET_NAME_MAX];
-    size_t prefix = sizeof bucket_prefix - 1;
-    memcpy(key, bucket_prefix, prefix);
-    memcpy(key + prefix, name.at, name.size);
-    struct effect effect = {
-        .kind = EFFECT_PUT,
-        .range = SYSTEM_RANGE,
-        .bucket = SYSTEM_BUCKET,
-        .key = bytes_of(key, prefix + name.size),
-    };
-    uint8_t *value = add_effect(node, &effect, 2);
-    if (value == NULL) return ERR_NOMEM;
-    uint16_t id = (uint16_t)(node->bucket_count + NODE_BUCKETS_NUMBERED);
-    store_u16(value, id);
-    memcpy(node->buckets[node->bucket_count], name.at, name.size);
-    node->buckets[node->bucket_count][name.size] = '\0';
-    node->bucket_count++;
-    *bucket_out = id;
-    return OK;
-}
-
-const char *node_bucket_name(const struct node *node, uint16_t bucket)
-{
-    if (bucket < NODE_BUCKETS_NUMBERED) return node->numbers[bucket];
-    uint32_t index = (uint32_t)bucket - NODE_BUCKETS_NUMBERED;
-    return index < node->bucket_count ? node->buckets[index] : NULL;
-}
-
-uint32_t node_bucket_count(const struct node *node)
-{
-    return node->bucket_count + NODE_BUCKETS_NUMBERED;
-}
-
-/* ---- walking ---- */
-
-struct walk {
-    struct node *node;
-    enum node_view view;
-    uint16_t range;
-    uint16_t bucket;
-    struct node_position *position;
-    uint64_t left;
-    bool stopped; /* by limit or by each() */
-    bool (*each)(void *ctx, struct bytes key, const struct value *value);
-    void *ctx;
-};
-
-static bool walk_committed(void *ctx, struct bytes stored, const struct value *value)
-{
-    struct walk *walk = ctx;
-    if (load_u16_be(stored.at) != walk->bucket) return false;
-    if (walk->left == 0) {
-        walk->stopped = true;
-        return false;
-    }
-    walk->left--;
-    struct bytes key = bytes_of(stored.at + 2, stored.size - 2);
-    walk->position->range = walk->range;
-    walk->position->key_size = (uint16_t)key.size;
-    memcpy(walk->position->key, key.at, key.size);
-    struct value shown = *value;
-    if (walk->view == NODE_PENDING) {
-        const struct pending_entry *entry;
-        switch (pending_find(&walk->node->pending, walk->range, walk->bucket, key, &entry)) {
-        case PENDING_GONE:
-            return true;
-        case PENDING_VALUE:
-            shown = pending_value(entry);
-            break;
-        case PENDING_MISS:
-            break;
-        }
-    }
-    if (has_expired(walk->node, &shown)) return true;
-    if (!walk->each(walk->ctx, key, &shown)) walk->stopped = true;
-    return !walk->stopped;
-}
-
-static void walk_pending(void *ctx, const struct pending_entry *entry)
-{
-    struct walk *walk = ctx;
-    if (walk->stopped || entry->effect.kind != EFFECT_PUT) return;
-    struct value value;
-    /* what the committed state has was visited there, with its pending value */
-    if (get_raw(walk->node, NODE_COMMITTED, entry->effect.range, walk->bucket, entry->effect.key,
-            &value) == OK)
-        return;
-    value = pending_value(entry);
-    if (has_expired(walk->node, &value)) return;
-    if (!walk->each(walk->ctx, entry->effect.key, &value)) walk->stopped = true;
-}
-
-enum err node_walk(struct node *node, enum node_view view, uint16_t bucket,
-    struct node_position *position, uint64_t limit, bool *done_out,
-    bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx)
-{
-    struct walk walk = {.node = node,
-        .view = view,
-        .bucket = bucket,
-        .position = position,
-        .left = limit,
-        .each = each,
-        .ctx = ctx};
-    enum err damage = OK;
-    *done_out = false;
-    uint8_t buffer[KEY_SIZE_MAX_STORED];
-    bool after = position->range != 0;
-    uint32_t first = after ? position->range : 1;
-    for (uint32_t range = first; range <= node->config.ranges; range++) {
-        bool here = after && range == first;
-        struct bytes from = effect_stored_key(
-            buffer, bucket, bytes_of(position->key, here ? position->key_size : 0));
-        walk.range = (uint16_t)range;
-        enum err err = engine_scan(node->engine, walk.range, from, here, walk_committed, &walk);
-        if (err == ERR_CORRUPT) damage = err;
-        if (err != OK && err != ERR_CORRUPT) return err;
-        if (walk.stopped) return damage;
-    }
-    if (view == NODE_PENDING) pending_each(&node->pending, bucket, walk_pending, &walk);
-    *done_out = true;
-    return damage;
-}
-
-/* ---- pages in key order: a heap of one cursor a range ---- */
-
-struct page_source {
-    struct engine_cursor *cursor;
-    struct bytes key; /* stored form */
-    struct value value;
-    enum err err; /* OK or ERR_CORRUPT for this key */
-};
-
-static void sift_down(struct page_source **heap, size_t count, size_t at)
-{
-    for (;;) {
-        size_t least = at;
-        for (size_t child = 2 * at + 1; child <= 2 * at + 2 && child < count; child++) {
-            if (bytes_compare(heap[child]->key, heap[least]->key) < 0) least = child;
-        }
-        if (least == at) return;
-        struct page_source *swap = heap[at];
-        heap[at] = heap[least];
-        heap[least] = swap;
-        at = least;
-    }
-}
-
-/* the source's next key that still has the prefix; false at its end */
-static bool source_next(struct page_source *source, struct bytes prefix, enum err *failed)
-{
-    source->err = engine_cursor_next(source->cursor, &source->key, &source->value);
-    if (source->err != OK && source->err != ERR_CORRUPT) {
-        if (source->err != ERR_NOT_FOUND) *failed = source->err;
-        return false;
-    }
-    return bytes_have_prefix(source->key, prefix);
-}
-
-static void page_merge(struct node *node, struct page_source **heap, size_t count,
-    struct bytes prefix, uint64_t limit, bool *more_out, enum err *err,
-    bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx)
-{
-    for (size_t i = count / 2; i-- > 0;)
-        sift_down(heap, count, i);
-    while (count > 0 && (*err == OK || *err == ERR_CORRUPT)) {
-        struct page_source *source = heap[0];
-        if (source->err == ERR_CORRUPT) {
-            *err = ERR_CORRUPT;
-        } else if (!has_expired(node, &source->value)) {
-            struct bytes key = bytes_of(source->key.at + 2, source->key.size - 2);
-            if (limit == 0 || !each(ctx, key, &source->value)) {
-                *more_out = true;
-                return;
-            }
-            limit--;
-        }
-        if (!source_next(source, prefix, err)) heap[0] = heap[--count];
-        sift_down(heap, count, 0);
-    }
-}
-
-enum err node_page(struct node *node, uint16_t bucket, struct bytes prefix, struct bytes after,
-    uint64_t limit, bool *more_out,
-    bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx)
-{
-    if (prefix.size > KEY_SIZE_MAX || after.size > KEY_SIZE_MAX) return ERR_TOO_LARGE;
-    uint8_t prefix_buffer[KEY_SIZE_MAX_STORED], from_buffer[KEY_SIZE_MAX_STORED];
-    struct bytes stored_prefix = effect_stored_key(prefix_buffer, bucket, prefix);
-    bool resume = after.size > 0 && bytes_compare(after, prefix) >= 0;
-    struct bytes from = effect_stored_key(from_buffer, bucket, resume ? after : prefix);
-    *more_out = false;
-
-    uint32_t ranges = node->config.ranges;
-    struct page_source *sources = calloc(ranges, sizeof *sources);
-    struct page_source **heap = calloc(ranges, sizeof *heap);
-    enum err err = sources == NULL || heap == NULL ? ERR_NOMEM : OK;
-    size_t opened = 0, count = 0;
-    for (uint32_t range = 1; range <= ranges && err == OK; range++) {
-        struct page_source *source = &sources[opened];
-        err = engine_cursor_open(node->engine, (uint16_t)range, from, resume, &source->cursor);
-        if (err != OK) break;
-        opened++;
-        if (source_next(source, stored_prefix, &err)) heap[count++] = source;
-    }
-    if (err == OK) page_merge(node, heap, count, stored_prefix, limit, more_out, &err, each, ctx);
-    for (size_t i = 0; i < opened; i++)
-        engine_cursor_close(sources[i].cursor);
-    free(sources);
-    free(heap);
-    return err;
-}
-
-/* ---- counting ---- */
-
-struct count {
-    struct node *node;
-    uint16_t bucket;
-    int64_t keys;
-};
-
-static void count_pending(void *ctx, const struct pending_entry *entry)
-{
-    struct count *count = ctx;
-    struct value value;
-    bool cleared = pending_cleared(&count->node->pending, count->bucket);
-    bool before = !cleared &&
-        get_raw(count->node, NODE_COMMITTED, entry->effect.range, count->bucket, entry->effect.key,
-            &value) == OK;
-    count->keys += (entry->effect.kind == EFFECT_PUT ? 1 : 0) - (before ? 1 : 0);
-}
-
-uint64_t node_count(struct node *node, enum node_view view, uint16_t bucket)
-{
-    struct count count = {.node = node, .bucket = bucket};
-    bool cleared = view == NODE_PENDING && pending_cleared(&node->pending, bucket);
-    if (!cleared) count.keys = (int64_t)engine_count(node->engine, bucket);
-    if (view == NODE_PENDING) pending_each(&node->pending, bucket, count_pending, &count);
-    return count.keys < 0 ? 0 : (uint64_t)count.keys;
-}
-
-/* ---- expiry ---- */
-
-static void remove_expired(void *ctx, uint16_t range, struct bytes stored)
-{
-    struct node *node = ctx;
-    struct value value;
-    uint16_t bucket = load_u16_be(stored.at);
-    struct bytes key = bytes_of(stored.at + 2, stored.size - 2);
-    if (get_raw(node, NODE_PENDING, range, bucket, key, &value) != OK) return;
-    if (has_expired(node, &value) && node_delete(node, bucket, key)) node->expired++;
 }
 
 void node_idle(struct node *node)
@@ -773,22 +457,115 @@ void node_idle(struct node *node)
     if (!node->failed && !wal_waiting(wal) && !wal_in_flight(wal)) wal_idle(wal);
 }
 
+/* A leader whose disk takes nothing hands over or, at last, steps down. */
+static void watch_disk(struct group *group)
+{
+    struct node *node = group->node;
+    if (group->raft.role != RAFT_LEADER || group->appended_ns == 0) return;
+    if (group->raft.progress_count == 0) return;
+    uint64_t stalled_ms = (node->now_ns - group->appended_ns) / 1000000;
+    if (stalled_ms < SLOW_LOG_MS) return;
+    if (!raft_transfer(&group->raft, 0) || stalled_ms > 2 * SLOW_LOG_MS)
+        raft_step_down(&group->raft);
+    group_ready(group);
+}
+
+static void tick_groups(struct node *node)
+{
+    /* A process that was kept waiting does not count that time against its leaders; what they sent meanwhile was
+     * taken in first. With leases time is time. */
+    uint64_t passed_ms = (node->now_ns - node->ticked_ns) / 1000000;
+    if (passed_ms == 0) return;
+    node->ticked_ns += passed_ms * 1000000;
+    bool late = passed_ms > TICK_LIMIT_MS;
+    if (late && !node->config.leases) passed_ms = TICK_LIMIT_MS;
+    node->now_mono_ms += passed_ms;
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        struct group *group = node->groups[i];
+        if (group == NULL) continue;
+        if (late && node->config.leases) raft_drop_lease(&group->raft);
+        raft_tick(&group->raft, node->now_mono_ms);
+        struct raft *raft = &group->raft;
+        if (raft->hard_changed || raft->message_count > 0 || raft->append_due ||
+            raft->noop_index != 0 || raft->config_wanted ||
+            (raft->role == RAFT_LEADER) != group->leading)
+            group_ready(group);
+        watch_disk(group);
+        if (node->failed) return;
+    }
+}
+
 void node_tick(struct node *node)
 {
     if (node->failed) return;
-    engine_tick(node->engine);
     node_turn_begin(node);
-    /* all deletions of a tick are one record */
-    size_t each = effect_size(KEY_SIZE_MAX, 0);
-    size_t fit = wal_record_size_max(engine_wal(node->engine)) / 2 / each;
-    uint32_t limit = fit < EXPIRED_PER_TICK ? (uint32_t)fit : EXPIRED_PER_TICK;
-    if (limit == 0 || node_admit(node, limit * each) != OK) return;
-    node_txn_begin(node);
-    engine_expired(node->engine, node->now_ms, limit, remove_expired, node);
-    node_txn_commit(node);
+    engine_tick(node->engine);
+    tick_groups(node);
+    if (node->failed) return;
+    tickets_tick(node);
+    requests_tick(node);
+    membership_tick(node);
+    catchup_tick(node);
+    if (node->now_ns - node->slow_tick_ns >= UINT64_C(100000000)) {
+        node->slow_tick_ns = node->now_ns;
+        groups_trimmed(node);
+        txn_remove_expired(node);
+    }
+    requests_turn(node);
+    start_reads(node);
+    send_dirty(node);
+    wire_flush(node, true);
+    tell_tickets(node);
 }
 
 /* ---- the rest ---- */
+
+bool node_alone(const struct node *node)
+{
+    return node->alone;
+}
+
+bool node_serves(const struct node *node, uint16_t range)
+{
+    const struct group *group = group_of(node, range);
+    return group != NULL && !node->failed && !node->handing_over && group_serves(group);
+}
+
+bool node_has(const struct node *node, uint16_t range)
+{
+    const struct group *group = group_of(node, range);
+    return group != NULL && !group->quarantined && !group->holding &&
+        (raft_config_is_voter(&group->raft.config, node->config.number) ||
+            raft_config_is_learner(&group->raft.config, node->config.number)) &&
+        group->applied >= group->settled && group->applied > 0;
+}
+
+uint16_t node_range_of(const struct node *node, struct bytes key)
+{
+    return map_range(key, node->config.ranges);
+}
+
+bool node_hand_over(struct node *node)
+{
+    bool busy = false;
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        struct group *group = node->groups[i];
+        if (group == NULL || group->raft.role != RAFT_LEADER) continue;
+        const struct raft_config *config = &group->raft.config;
+        if (config->voter_count < 2 && config->old_count == 0) continue;
+        busy = true;
+        if (group->raft.transfer_to != 0) continue;
+        /* what is under way is finished first: a hand-over makes nothing unknown */
+        if (group->writes.count > 0 || group->reads.count > 0 || group->turn_read != 0) {
+            node->handing_over = true;
+            continue;
+        }
+        raft_transfer(&group->raft, 0);
+        group_ready(group);
+    }
+    node->handing_over = true;
+    return !busy && node->executions == NULL && node->replies == NULL;
+}
 
 struct engine *node_engine(struct node *node)
 {
@@ -813,4 +590,9 @@ uint32_t node_ranges(const struct node *node)
 uint64_t node_expired_count(const struct node *node)
 {
     return node->expired;
+}
+
+void node_cluster_stats(const struct node *node, struct node_cluster_stats *out)
+{
+    *out = node->stats;
 }

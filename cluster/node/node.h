@@ -49,10 +49,11 @@ struct node_config {
     const char *name; /* NULL: made up at creation */
     uint8_t cluster_id[16];
     uint8_t store_id[16]; /* of this node alone: what its log and store carry */
-    uint16_t number;      /* of this node in the cluster, never reused; 1 for who starts one */
+    uint16_t number; /* of this node in the cluster, never reused; 1 for who starts one */
     uint64_t incarnation; /* starts of this folder, this one included */
-    const char *peer, *resp, *http, *zone; /* addresses as others reach them; may be NULL when alone */
-    uint32_t replicas;    /* wanted per range; 3 */
+    const char *peer, *resp, *http,
+        *zone; /* addresses as others reach them; may be NULL when alone */
+    uint32_t replicas; /* wanted per range; 3 */
     uint32_t ranges;
     size_t memory;
     uint64_t log_bytes_max;
@@ -60,12 +61,14 @@ struct node_config {
     uint64_t map_size;
     uint32_t chunk_puts;
     lsn_t accept_loss;
-    bool create;  /* a new folder */
-    bool joined;  /* with create: member of a cluster that exists (join.h), not the start of a new one */
+    bool create; /* a new folder */
+    bool
+        joined; /* with create: member of a cluster that exists (join.h), not the start of a new one */
     bool background;
     bool scrub;
     bool leases; /* answer reads by lease */
-    const char *const *seeds; /* peer addresses to find the others by, NULL-terminated; may be NULL */
+    const char *const
+        *seeds; /* peer addresses to find the others by, NULL-terminated; may be NULL */
     uint32_t deadline_ms; /* 0: NODE_DEADLINE_MS */
     void *ctx;
     /* Some ticket is not WAITING any more. From node_poll(), node_flush() and node_tick(). */
@@ -127,6 +130,8 @@ enum node_outcome {
 struct node_request {
     void (*done)(struct node_request *request, enum node_outcome outcome, struct bytes reply);
     void *ctx;
+    bool read_only; /* set by the owner: it may be evaluated twice */
+    bool admin; /* the node's own kind */
     /* the node's */
     struct node_request *next, **at;
     uint64_t id;
@@ -219,6 +224,12 @@ void node_txn_begin(struct node *node);
  * would become too large or there is no memory, and nothing was changed by this call. */
 uint8_t *node_put(
     struct node *node, uint16_t bucket, struct bytes key, size_t value_size, int64_t expires_ms);
+/* The same into a range that is not the key's own: for records that belong to other keys. */
+uint8_t *node_put_in(struct node *node, uint16_t range, uint16_t bucket, struct bytes key,
+    size_t value_size, int64_t expires_ms);
+/* Reads such a record. */
+enum err node_get_in(struct node *node, enum node_view view, uint16_t range, uint16_t bucket,
+    struct bytes key, struct value *value_out) MUST_CHECK;
 /* Deleting what is absent is allowed (and logged): look first. False: as NULL above. */
 bool node_delete(struct node *node, uint16_t bucket, struct bytes key);
 /* Removes all keys of a bucket in one range; range 0xffff: in all, only while node_alone(). */
@@ -247,8 +258,7 @@ enum err node_page(struct node *node, uint16_t only_range, uint16_t bucket, stru
     struct bytes after, uint64_t limit, bool *more_out,
     bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx) MUST_CHECK;
 /* Keys of a bucket, expired ones not yet removed included; only_range as above. */
-uint64_t node_count(
-    struct node *node, enum node_view view, uint16_t only_range, uint16_t bucket);
+uint64_t node_count(struct node *node, enum node_view view, uint16_t only_range, uint16_t bucket);
 
 struct engine *node_engine(struct node *node);
 const char *node_name(const struct node *node);
