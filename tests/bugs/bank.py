@@ -58,6 +58,10 @@ BUGS = {
     42: ("what is said of an older incarnation of a node is believed", "test_swim", unit("cluster", "test_swim", "swim/an_old_incarnation_changes_nothing")),
     43: ("a dead node is resurrected by a replayed message", "test_swim", unit("cluster", "test_swim", "swim/a_replayed_alive_does_not_wake_the_dead")),
     44: ("a suspicion never ends while the connection stands", "test_swim", unit("cluster", "test_swim", "swim/a_frozen_peer_times_out_though_its_connection_stands")),
+    49: ("a wiped node is taken under its old name", "test_members", unit("cluster", "test_members", "members/a_wiped_node_is_not_taken_under_its_old_name")),
+    50: ("a removal that loses a majority is accepted", "test_members", unit("cluster", "test_members", "members/a_removal_that_would_lose_a_majority_is_refused")),
+    51: ("a live voter is removed before the dead one", "test_reconcile", unit("cluster", "test_reconcile", "reconcile/dead_voters_go_before_live_ones")),
+    52: ("placement ignores zones", "test_place", unit("cluster", "test_place", "place/every_range_has_its_replicas_in_as_many_zones_as_there_are")),
 }
 
 
