@@ -78,7 +78,7 @@ static void count_holders(const struct members *members, struct members_alive al
     }
 }
 
-/* Without `victim` (0: with all), replaced by a fresh node or not. Where every node has every range
+/* Without `victim`, whether a fresh node takes its place or not. Where every node has every range
  * the groups as they are need a majority to change at all. Afterwards even the range with the worst
  * luck, the one whose replicas are the dead ones as far as they go, must have a majority. */
 static bool keeps_majorities(const struct members *members, const struct member *victim,
@@ -282,6 +282,8 @@ static bool join_again(const struct member *member, const struct members_identit
             "this folder belongs to %s, member %u, which was removed; start with an empty folder",
             member->name, (unsigned)member->number);
     }
+    if (member->state == MEMBER_LEAVING)
+        return refuse(decision, "%s is being removed; start with an empty folder", member->name);
     /* once it has started with its number, an answer that came late must not set it back */
     if (!member->joined) {
         if (!start_is_new(member, identity, decision)) return false;

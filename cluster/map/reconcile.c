@@ -5,9 +5,10 @@
 /* Why growth goes 1 -> 3 and not 1 -> 2 -> 3: two voters need both of them, so a group that rests
  * at two stands still with either node, where one voter stands still with one only. From an odd
  * number on, two learners that are ready become voters together, by a joint change; one that is
- * ready waits while a second one is coming (a learner that answers and catches up). If no second
- * one comes (only two nodes exist, or the other is silent, or the caller says `hurry`), it is
- * promoted alone: two copies are still worth more than one, as they survive the loss of a disk.
+ * ready waits while a second one is coming (a learner that answers and catches up, or one that can
+ * be added now). If no second one comes (only two nodes exist, or the other is silent, or the
+ * caller says `hurry`), it is promoted alone: two copies are still worth more than one, as they
+ * survive the loss of a disk.
  *
  * Why a replacement is joint: single steps would pass through four voters, whose majority of three
  * has no slack while the dead one is among them; {a,b,x} to {a,b,d} needs a and b only.
@@ -178,6 +179,7 @@ struct view {
     uint16_t ready[RECONCILE_VOTERS_MAX]; /* desired learners that may become voters */
     uint32_t ready_count;
     uint32_t coming; /* desired learners that answer and are not ready yet */
+    uint32_t outside; /* desired nodes that are not in the group at all */
     uint32_t missing; /* desired nodes that are no voters */
     uint16_t extra; /* the voter that goes first; 0: none but self */
     bool extra_dead;
@@ -200,8 +202,9 @@ static struct view look(const struct reconcile_input *input)
         uint16_t node = input->desired[i];
         if (is_voter(input, node)) continue;
         view.missing++;
-        if (!is_learner(input, node)) continue;
-        if (caught_up(input, node)) {
+        if (!is_learner(input, node)) {
+            view.outside++;
+        } else if (caught_up(input, node)) {
             view.ready[view.ready_count++] = node;
         } else if (is_active(input, node)) {
             view.coming++;
@@ -252,7 +255,8 @@ static struct reconcile_step step_grow(const struct reconcile_input *input, cons
         if (may_become(input, &next)) return joint(input, &next);
     }
     if (view->ready_count == 0) return none();
-    if (odd && two_fit && view->coming > 0 && !input->hurry) return none();
+    bool second_coming = view->coming > 0 || (view->outside > 0 && input->may_add);
+    if (odd && two_fit && second_coming && !input->hurry) return none();
     return promote(input, view->ready[0]);
 }
 

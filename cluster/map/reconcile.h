@@ -17,7 +17,9 @@ enum { RECONCILE_VOTERS_MAX = 7, RECONCILE_LEARNERS_MAX = 57, RECONCILE_LAG_MAX 
 
 struct reconcile_peer {
     uint16_t number;
-    bool active; /* heard from within the current check-quorum window */
+    /* heard from within the last election time-out, or new in the group; not only within the present
+     * check-quorum window, as each of those begins with silence */
+    bool active;
     bool snapshotting; /* gets a snapshot */
     uint64_t match; /* 0: unknown */
 };

@@ -293,6 +293,20 @@ Test(members, a_wiped_node_is_not_taken_under_its_old_name)
     refused(&table, "duramen member replace b");
 }
 
+Test(members, who_is_removed_before_it_came_does_not_come)
+{
+    struct table table;
+    found(&table, 1);
+    cr_assert(join(&table, "b", 2, false, ALIVE(1)));
+    commit(&table);
+    cr_assert(members_decide_remove(&table.members, "b", ALIVE(1), &table.decision));
+    commit(&table);
+    cr_assert(!join(&table, "b", 2, false, ALIVE(1)));
+    refused(&table, "is being removed");
+    cr_assert(!join(&table, "b", 3, true, ALIVE(1)));
+    refused(&table, "choose another name");
+}
+
 Test(members, names_are_made_up_where_none_is_given)
 {
     struct table table;

@@ -126,6 +126,7 @@ Test(reconcile, one_grows_to_three_at_once)
     expect("1", "2 3", "1 2 3", "joint 1 2 3");
     expect("1", "2 3~", "1 2 3", "none");
     expect("1", "2 3s", "1 2 3", "none");
+    expect("1", "2", "1 2 3", "add 3");
     expect("1", "2 3x", "1 2 3", "promote 2");
     expect("1", "2 3?", "1 2 3", "promote 2");
     expect("1 2 3", "4 5", "1 2 3 4 5", "joint 1 2 3 4 5");
@@ -138,6 +139,9 @@ Test(reconcile, a_lone_second_node_is_promoted_too)
     struct scene scene;
     set_scene(&scene, "1", "2 3~", "1 2 3");
     scene.input.hurry = true;
+    expect_step(&scene, "promote 2");
+    set_scene(&scene, "1", "2", "1 2 3");
+    scene.input.may_add = false;
     expect_step(&scene, "promote 2");
 }
 
@@ -448,7 +452,7 @@ static void take_step(struct model *model, const struct reconcile_step *step)
     case RECONCILE_ADD_LEARNER:
         cr_assert_eq((model->voters | model->learners) & mask(step->node), 0);
         model->learners |= mask(step->node);
-        model->silent[step->node] = WINDOW;
+        model->silent[step->node] = 0;
         model->adds++;
         break;
     case RECONCILE_PROMOTE:
