@@ -71,10 +71,10 @@ size_t folder_identity_encode(char *at, const struct folder_identity *identity)
     to_hex(node, identity->node_id, 16);
     to_hex(restored, identity->restored_from, 16);
     int size = snprintf(at, FOLDER_IDENTITY_MAX,
-        "%sformat %" PRIu32 "\ncluster %s\nnode %s\nname %s\nranges %" PRIu32
+        "%sformat %" PRIu32 "\ncluster %s\nnode %s\nname %s\nranges %" PRIu32 "\nnumber %u"
         "\nrestored_from %s %" PRIu64 "\n",
-        magic_line, identity->format, cluster, node, identity->name, identity->ranges, restored,
-        identity->restored_lsn);
+        magic_line, identity->format, cluster, node, identity->name, identity->ranges,
+        identity->node_number, restored, identity->restored_lsn);
     ASSERT(size > 0 && size < FOLDER_IDENTITY_MAX - 16);
     uint32_t crc = crc32c(0, at, (size_t)size);
     size += snprintf(at + size, FOLDER_IDENTITY_MAX - (size_t)size, "crc %08" PRIx32 "\n", crc);
@@ -128,8 +128,11 @@ enum err folder_identity_decode(struct bytes text, struct folder_identity *ident
     uint64_t number;
     const char *value = take_line(&rest, "format", &size);
     if (value == NULL || !to_number(value, size, UINT32_MAX, &number)) return ERR_CORRUPT;
-    if (number != FOLDER_FORMAT) return ERR_MISMATCH;
     identity.format = (uint32_t)number;
+    if (number != FOLDER_FORMAT) {
+        identity_out->format = identity.format;
+        return ERR_MISMATCH;
+    }
     value = take_line(&rest, "cluster", &size);
     if (value == NULL || size != 32 || !from_hex(value, identity.cluster_id, 16))
         return ERR_CORRUPT;
@@ -144,6 +147,9 @@ enum err folder_identity_decode(struct bytes text, struct folder_identity *ident
     if (value == NULL || !to_number(value, size, UINT16_MAX - 1, &number) || number == 0)
         return ERR_CORRUPT;
     identity.ranges = (uint32_t)number;
+    value = take_line(&rest, "number", &size);
+    if (value == NULL || !to_number(value, size, UINT16_MAX, &number)) return ERR_CORRUPT;
+    identity.node_number = (uint16_t)number;
     value = take_line(&rest, "restored_from", &size);
     if (value == NULL || size < 34 || value[32] != ' ') return ERR_CORRUPT;
     if (!from_hex(value, identity.restored_from, 16)) return ERR_CORRUPT;
@@ -199,7 +205,13 @@ static enum err read_identity(int folder_fd, const char *path, struct folder_ide
         return err;
     }
     err = folder_identity_decode(bytes_of(text, size), identity_out);
-    if (err == ERR_MISMATCH)
+    if (err == ERR_MISMATCH && identity_out->format < FOLDER_FORMAT)
+        snprintf(detail, detail_size,
+            "%s was made by a pre-release of Duramen; take a backup with that version and restore "
+            "it "
+            "into a new folder.",
+            path);
+    else if (err == ERR_MISMATCH)
         snprintf(detail, detail_size,
             "%s was written by a newer version of Duramen; start that version.", path);
     else if (err != OK)
@@ -246,24 +258,31 @@ static enum err make_subfolder(int folder_fd, const char *name)
     return err_from_errno(errno);
 }
 
-static enum err write_identity(int folder_fd, const struct folder_identity *identity)
+/* Makes `name` have this content, at once and durably: whole under another name, synced, renamed. */
+static enum err replace_file(int folder_fd, const char *name, const char *text, size_t size)
 {
-    char text[FOLDER_IDENTITY_MAX];
-    size_t size = folder_identity_encode(text, identity);
-    /* A left-over of an interrupted creation; if it cannot go, the exclusive open says so. */
-    (void)unlinkat(folder_fd, "identity.new", 0);
-    int fd = openat(
-        folder_fd, "identity.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    char fresh[32];
+    snprintf(fresh, sizeof fresh, "%s.new", name);
+    /* A left-over of an interruption; if it cannot go, the exclusive open says so. */
+    (void)unlinkat(folder_fd, fresh, 0);
+    int fd = openat(folder_fd, fresh, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) return err_from_errno(errno);
     enum err err = write_all(fd, text, size);
     if (err == OK && fsync(fd) != 0) err = err_from_errno(errno);
     if (close(fd) != 0 && err == OK) err = err_from_errno(errno);
-    if (err == OK && renameat(folder_fd, "identity.new", folder_fd, "identity") != 0)
-        err = err_from_errno(errno);
-    if (err == OK) err = make_subfolder(folder_fd, "wal");
-    if (err == OK) err = make_subfolder(folder_fd, "db");
+    if (err == OK && renameat(folder_fd, fresh, folder_fd, name) != 0) err = err_from_errno(errno);
     if (err == OK && fsync(folder_fd) != 0) err = err_from_errno(errno);
     return err;
+}
+
+static enum err write_identity(int folder_fd, const struct folder_identity *identity)
+{
+    char text[FOLDER_IDENTITY_MAX];
+    size_t size = folder_identity_encode(text, identity);
+    TRY(replace_file(folder_fd, "identity", text, size));
+    TRY(make_subfolder(folder_fd, "wal"));
+    TRY(make_subfolder(folder_fd, "db"));
+    return fsync(folder_fd) == 0 ? OK : err_from_errno(errno);
 }
 
 enum err folder_write_identity(const char *path, const struct folder_identity *identity)
@@ -272,6 +291,66 @@ enum err folder_write_identity(const char *path, const struct folder_identity *i
     if (fd < 0) return err_from_errno(errno);
     enum err err = write_identity(fd, identity);
     close(fd);
+    return err;
+}
+
+enum err folder_rewrite_identity(struct folder *folder, const struct folder_identity *identity)
+{
+    TRY(folder_write_identity(folder->path, identity));
+    folder->identity = *identity;
+    return OK;
+}
+
+static const char incarnation_line[] = "duramen incarnation\n";
+enum { INCARNATION_MAX = 80 };
+
+static size_t incarnation_encode(char at[INCARNATION_MAX], uint64_t number)
+{
+    int size = snprintf(at, INCARNATION_MAX, "%scount %" PRIu64 "\n", incarnation_line, number);
+    uint32_t crc = crc32c(0, at, (size_t)size);
+    size += snprintf(at + size, INCARNATION_MAX - (size_t)size, "crc %08" PRIx32 "\n", crc);
+    return (size_t)size;
+}
+
+static enum err incarnation_decode(struct bytes text, uint64_t *number_out)
+{
+    char again[INCARNATION_MAX];
+    size_t size, front = sizeof incarnation_line - 1;
+    if (text.size < front || memcmp(text.at, incarnation_line, front) != 0) return ERR_CORRUPT;
+    struct bytes rest = bytes_of(text.at + front, text.size - front);
+    uint64_t number;
+    const char *value = take_line(&rest, "count", &size);
+    if (value == NULL || !to_number(value, size, UINT64_MAX - 1, &number)) return ERR_CORRUPT;
+    /* one form for each number, checksum included */
+    size = incarnation_encode(again, number);
+    if (!bytes_equal(text, bytes_of(again, size))) return ERR_CORRUPT;
+    *number_out = number;
+    return OK;
+}
+
+static enum err incarnation_read(int folder_fd, uint64_t *number_out)
+{
+    char text[INCARNATION_MAX];
+    *number_out = 0;
+    int fd = openat(folder_fd, "incarnation", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return errno == ENOENT ? OK : err_from_errno(errno);
+    ssize_t got = read(fd, text, sizeof text);
+    enum err err = got < 0 ? err_from_errno(errno) : OK;
+    close(fd);
+    return err == OK ? incarnation_decode(bytes_of(text, (size_t)got), number_out) : err;
+}
+
+enum err folder_next_incarnation(struct folder *folder, uint64_t *incarnation_out)
+{
+    int fd = open(folder->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return err_from_errno(errno);
+    uint64_t number;
+    char text[INCARNATION_MAX];
+    enum err err = incarnation_read(fd, &number);
+    if (err == OK)
+        err = replace_file(fd, "incarnation", text, incarnation_encode(text, number + 1));
+    close(fd);
+    if (err == OK) *incarnation_out = number + 1;
     return err;
 }
 
@@ -290,7 +369,8 @@ static enum err look_around(int folder_fd, char *foreign, size_t foreign_size, b
     foreign[0] = 0;
     for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
         const char *name = entry->d_name;
-        static const char *const harmless[] = {".", "..", "lock", "identity.new", "lost+found"};
+        static const char *const harmless[] = {
+            ".", "..", "lock", "identity.new", "incarnation", "incarnation.new", "lost+found"};
         bool known = false;
         for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
             known = known || strcmp(name, harmless[i]) == 0;

@@ -244,16 +244,76 @@ Test(folder, every_flipped_bit_of_the_identity_is_noticed)
     cr_assert_not_null(strstr(detail, "damaged"));
 }
 
-Test(folder, a_newer_format_is_refused_as_newer_not_as_damaged)
+static void write_format(int format)
 {
-    create_and_close();
     char text[256];
-    int size = snprintf(text, sizeof text, "duramen data folder\nformat 2\nsomething new\n");
+    int size =
+        snprintf(text, sizeof text, "duramen data folder\nformat %d\nsomething else\n", format);
     size += snprintf(
         text + size, sizeof text - (size_t)size, "crc %08x\n", crc32c(0, text, (size_t)size));
     write_file("identity", text, (size_t)size);
+}
+
+Test(folder, another_format_is_refused_as_such_not_as_damaged)
+{
+    create_and_close();
+    write_format(FOLDER_FORMAT + 1);
     cr_assert_eq(open_again(true), ERR_MISMATCH);
     cr_assert_not_null(strstr(detail, "newer version"));
+    write_format(1);
+    cr_assert_eq(open_again(true), ERR_MISMATCH);
+    cr_assert_not_null(strstr(detail, "pre-release"));
+    cr_assert_not_null(strstr(detail, "backup"));
+}
+
+Test(folder, an_identity_is_replaced_as_a_whole)
+{
+    struct folder folder, again;
+    cr_assert_eq(folder_open(path, false, &wanted, &folder, detail, sizeof detail), OK);
+    struct folder_identity identity = folder.identity;
+    identity.node_number = 7;
+    identity.ranges = 64;
+    memset(identity.cluster_id, 0xab, 16);
+    write_file("identity.new", "left over", 9);
+    cr_assert_eq(folder_rewrite_identity(&folder, &identity), OK);
+    cr_assert_eq(folder.identity.node_number, 7);
+    cr_assert_not(exists("identity.new"));
+    folder_close(&folder);
+    cr_assert_eq(folder_open(path, true, &wanted, &again, detail, sizeof detail), OK);
+    cr_assert_eq(again.identity.node_number, 7);
+    cr_assert_eq(again.identity.ranges, 64);
+    cr_assert_eq(again.identity.cluster_id[3], 0xab);
+    cr_assert_eq(memcmp(again.identity.node_id, identity.node_id, 16), 0);
+    folder_close(&again);
+}
+
+Test(folder, incarnations_count_up_and_damage_shows)
+{
+    struct folder folder;
+    uint64_t number = 0;
+    for (uint64_t start = 1; start <= 12; start++) {
+        cr_assert_eq(folder_open(path, false, &wanted, &folder, detail, sizeof detail), OK);
+        cr_assert_eq(folder_next_incarnation(&folder, &number), OK);
+        cr_assert_eq(number, start);
+        folder_close(&folder);
+    }
+    char text[128], damaged[128];
+    size_t size = read_file("incarnation", text, sizeof text);
+    cr_assert_eq(folder_open(path, true, &wanted, &folder, detail, sizeof detail), OK);
+    for (size_t i = 0; i < size * 8; i++) {
+        memcpy(damaged, text, size);
+        damaged[i / 8] = (char)(damaged[i / 8] ^ (1 << i % 8));
+        write_file("incarnation", damaged, size);
+        cr_assert_eq(folder_next_incarnation(&folder, &number), ERR_CORRUPT, "bit %zu", i);
+    }
+    for (size_t i = 0; i < size; i++) {
+        write_file("incarnation", text, i);
+        cr_assert_eq(folder_next_incarnation(&folder, &number), ERR_CORRUPT, "cut at %zu", i);
+    }
+    write_file("incarnation", text, size);
+    cr_assert_eq(folder_next_incarnation(&folder, &number), OK);
+    cr_assert_eq(number, 13);
+    folder_close(&folder);
 }
 
 Test(folder, symbolic_links_inside_are_not_followed)
