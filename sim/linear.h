@@ -20,7 +20,7 @@ enum { LINEAR_EXPLAIN_MAX = 24 };
 
 struct linear_settings {
     uint64_t steps_max; /* per key; 0: the default, 4,000,000 */
-    uint64_t cache_max; /* remembered places per key; 0: the default, 4,000,000 (64 MiB) */
+    uint32_t cache_max; /* remembered places per key; 0: the default, 4,000,000 (some 160 MiB) */
 };
 
 struct linear_report {

@@ -7,8 +7,9 @@
  * time; what begins before the first end in it may come next. Taking an operation takes both its entries out,
  * going back puts them in again (in the opposite order, so plain links do).
  *
- * Five things keep it short. A place (which operations are done, and the value) that led nowhere is not
- * entered again: places are remembered by a 128-bit hash. A read that fits is taken at once and never
+ * Five things keep it short. A place (which operations with answers are done, and the value) that
+ * led nowhere is not entered again, nor is one that differs only by having used up more of those without:
+ * places are remembered by a 128-bit hash. A read that fits is taken at once and never
  * reconsidered: whatever order works without it there works with it. Operations without an
  * answer come last, as most of them are not needed. In an order with as few of them as can be, what comes next
  * after one would not be the same without it; so nothing else is tried. And of those that are the same but
@@ -28,13 +29,28 @@ struct frame {
     struct place done;
 };
 
+/* Where the search has been. Places with the same hash, each with another set of operations without an
+ * answer, form a chain. */
+struct visit {
+    struct place place;
+    uint32_t older; /* in the chain; 0: none */
+};
+
+struct cache {
+    uint32_t slot_count, count, capacity, count_max;
+    uint32_t *slots; /* newest of the chain; 0: empty */
+    struct visit *visits; /* [0] is not used */
+    uint64_t *sets; /* of visits[i] at i * words */
+};
+
 struct search {
     struct history *history;
     uint32_t known_count;
     uint32_t *known; /* operations with answers */
     uint32_t unknown_count;
     uint32_t *unknown; /* operations without, by begin */
-    bool *used; /* of those */
+    uint32_t words; /* of a set of them */
+    uint64_t *used; /* those in the order: a set */
 
     /* entry 2i: begin of known[i], 2i + 1: its end; entry 2 * known_count: the list's head */
     uint32_t *next, *before;
@@ -44,8 +60,7 @@ struct search {
     history_value state;
     struct place done;
 
-    struct place *cache;
-    uint64_t cache_slots, cache_used, cache_max;
+    struct cache cache;
     uint64_t steps, steps_max;
     bool exhausted;
 
@@ -67,49 +82,78 @@ static struct place place_with(struct place place, uint64_t what)
     return place;
 }
 
-/* The cache: open addressing; {0, 0} is empty. */
-
-static struct place *cache_slot(struct place *cache, uint64_t slots, struct place place)
+/* Open addressing by place. */
+static uint32_t *cache_slot(const struct cache *cache, struct place place)
 {
-    uint64_t slot = place.low & (slots - 1);
-    while ((cache[slot].low | cache[slot].high) != 0 &&
-        (cache[slot].low != place.low || cache[slot].high != place.high))
-        slot = (slot + 1) & (slots - 1);
-    return &cache[slot];
+    uint32_t slot = (uint32_t)place.low & (cache->slot_count - 1);
+    for (uint32_t visit; (visit = cache->slots[slot]) != 0;
+         slot = (slot + 1) & (cache->slot_count - 1)) {
+        const struct place *there = &cache->visits[visit].place;
+        if (there->low == place.low && there->high == place.high) break;
+    }
+    return &cache->slots[slot];
 }
 
-static bool cache_grow(struct search *search)
+static bool cache_grow(struct cache *cache, uint32_t words)
 {
-    uint64_t slots = search->cache_slots == 0 ? 1024 : search->cache_slots * 2;
-    struct place *cache = calloc(slots, sizeof *cache);
-    if (cache == NULL) return false;
-    for (uint64_t i = 0; i < search->cache_slots; i++) {
-        struct place place = search->cache[i];
-        if ((place.low | place.high) != 0) *cache_slot(cache, slots, place) = place;
-    }
-    free(search->cache);
-    search->cache = cache;
-    search->cache_slots = slots;
+    uint32_t capacity = cache->capacity == 0 ? 1024 : cache->capacity * 2;
+    struct visit *visits = realloc(cache->visits, capacity * sizeof *visits);
+    if (visits == NULL) return false;
+    cache->visits = visits;
+    uint64_t *sets = realloc(cache->sets, ((size_t)capacity * words + 1) * sizeof *sets);
+    if (sets == NULL) return false;
+    cache->sets = sets;
+    uint32_t *slots = calloc((size_t)capacity * 2, sizeof *slots);
+    if (slots == NULL) return false;
+    free(cache->slots);
+    cache->slots = slots;
+    cache->slot_count = capacity * 2;
+    cache->capacity = capacity;
+    /* oldest first: the newest of a chain stays */
+    for (uint32_t visit = 1; visit <= cache->count; visit++)
+        *cache_slot(cache, cache->visits[visit].place) = visit;
     return true;
 }
 
-/* True if the place is new; remembers it. */
-static bool cache_add(struct search *search, struct place done, history_value state)
+static void cache_deinit(struct cache *cache)
 {
-    struct place place = place_with(done, (UINT64_C(1) << 40) + state);
-    if ((place.low | place.high) == 0) place.low = 1;
-    if (search->cache_used * 2 >= search->cache_slots && !cache_grow(search)) {
-        search->exhausted = true;
-        return false;
+    free(cache->slots);
+    free(cache->visits);
+    free(cache->sets);
+    *cache = (struct cache){.count_max = cache->count_max};
+}
+
+/* True if the search has been at this place with no more of the operations without an answer used up: it
+ * could do then all it can do now. */
+static bool cache_has(struct search *search, struct place place)
+{
+    const struct cache *cache = &search->cache;
+    if (cache->slot_count == 0) return false;
+    for (uint32_t visit = *cache_slot(cache, place); visit != 0;
+         visit = cache->visits[visit].older) {
+        const uint64_t *set = cache->sets + (size_t)visit * search->words;
+        uint64_t more = 0;
+        for (uint32_t i = 0; i < search->words; i++)
+            more |= set[i] & ~search->used[i];
+        search->steps++;
+        if (more == 0) return true;
     }
-    struct place *slot = cache_slot(search->cache, search->cache_slots, place);
-    if ((slot->low | slot->high) != 0) return false;
-    if (search->cache_used++ == search->cache_max) {
+    return false;
+}
+
+static void cache_add(struct search *search, struct place place)
+{
+    struct cache *cache = &search->cache;
+    bool full = cache->count + 1 >= cache->capacity;
+    if (cache->count == cache->count_max || (full && !cache_grow(cache, search->words))) {
         search->exhausted = true;
-        return false;
+        return;
     }
-    *slot = place;
-    return true;
+    uint32_t *slot = cache_slot(cache, place);
+    cache->visits[++cache->count] = (struct visit){.place = place, .older = *slot};
+    *slot = cache->count;
+    uint64_t *set = cache->sets + (size_t)cache->count * search->words;
+    memcpy(set, search->used, search->words * sizeof *set);
 }
 
 /* The list */
@@ -211,17 +255,27 @@ static bool fits(struct search *search, uint32_t entry, history_value *state_out
         otherwise != *state_out;
 }
 
+static bool is_used(const struct search *search, uint32_t unknown)
+{
+    return search->used[unknown / 64] >> unknown % 64 & 1;
+}
+
+static void flip_used(struct search *search, uint32_t unknown)
+{
+    search->used[unknown / 64] ^= UINT64_C(1) << unknown % 64;
+}
+
 static void take(struct search *search, uint32_t entry, bool forced, history_value state)
 {
     uint32_t head = head_of(search);
     search->frames[search->depth++] = (struct frame){
         .entry = entry, .forced = forced, .state = search->state, .done = search->done};
-    search->done = place_with(search->done, op_of(search, entry));
     search->state = state;
     if (entry >= head) {
-        search->used[entry - head] = true;
+        flip_used(search, entry - head);
         return;
     }
+    search->done = place_with(search->done, search->known[entry / 2]);
     unlink_entry(search, entry);
     unlink_entry(search, entry + 1);
     search->left--;
@@ -233,7 +287,7 @@ static void put_back(struct search *search, const struct frame *frame)
     search->state = frame->state;
     search->done = frame->done;
     if (frame->entry >= head) {
-        search->used[frame->entry - head] = false;
+        flip_used(search, frame->entry - head);
         return;
     }
     relink_entry(search, frame->entry + 1);
@@ -273,16 +327,22 @@ static bool take_forced(struct search *search)
     return false;
 }
 
+/* Takes it if that leads to a place where the search has not been. */
 static bool try_take(struct search *search, uint32_t entry)
 {
-    history_value state;
+    history_value state, before = search->state;
     if (!fits(search, entry, &state)) return false;
-    struct place done = place_with(search->done, op_of(search, entry));
-    /* what may come after it depends on the state before it too */
-    if (entry >= head_of(search)) done = place_with(done, (UINT64_C(1) << 41) + search->state);
-    if (!cache_add(search, done, state)) return false;
     take(search, entry, false, state);
-    return true;
+    struct place place = place_with(search->done, (UINT64_C(1) << 40) + state);
+    bool been = cache_has(search, place);
+    if (!been && after_unknown(search)) {
+        /* here what may come next depends on the state before, too */
+        place = place_with(place, (UINT64_C(1) << 41) + before);
+        been = cache_has(search, place);
+    }
+    if (!been) cache_add(search, place);
+    if (been) put_back(search, &search->frames[--search->depth]);
+    return !been;
 }
 
 /* Those with an answer that comes after the end of the prefix have it to agree with. */
@@ -299,7 +359,7 @@ static bool has_elder(const struct search *search, uint32_t unknown)
 {
     const struct history_op *ops = search->history->ops;
     for (uint32_t i = 0; i < unknown; i++) {
-        if (!search->used[i] &&
+        if (!is_used(search, i) &&
             same_but_time(&ops[search->unknown[i]], &ops[search->unknown[unknown]]))
             return true;
     }
@@ -313,7 +373,7 @@ static bool take_unknown(struct search *search, uint32_t from)
     for (uint32_t i = from; i < search->unknown_count; i++) {
         const struct history_op *op = &search->history->ops[search->unknown[i]];
         if (op->invoke > end) break;
-        if (search->used[i] || has_elder(search, i)) continue;
+        if (is_used(search, i) || has_elder(search, i)) continue;
         uint32_t entry = head_of(search) + i;
         if (!fits(search, entry, &state) || state == search->state) continue;
         if (try_take(search, entry)) return true;
@@ -402,10 +462,10 @@ static enum linear_verdict attempt(struct search *search, const uint32_t *ops, u
     search->done = (struct place){0};
     search->explain = explain;
     search->exhausted = false;
-    search->cache_used = search->steps = 0;
-    memset(search->used, 0, search->unknown_count * sizeof *search->used);
-    if (search->cache_slots > 0)
-        memset(search->cache, 0, search->cache_slots * sizeof *search->cache);
+    search->steps = 0;
+    search->words = (search->unknown_count + 63) / 64;
+    memset(search->used, 0, search->words * sizeof *search->used);
+    cache_deinit(&search->cache); /* its sets may have another size now */
     return list_build(search) ? run(search) : GAVE_UP;
 }
 
@@ -471,12 +531,12 @@ static bool search_init(struct search *search, struct history *history, uint32_t
         .history = history,
         .known = malloc(room * sizeof *search->known),
         .unknown = malloc(room * sizeof *search->unknown),
-        .used = calloc(room, sizeof *search->used),
+        .used = calloc(room / 64 + 1, sizeof *search->used),
         .next = malloc(2 * room * sizeof *search->next),
         .before = malloc(2 * room * sizeof *search->before),
         .frames = malloc(room * sizeof *search->frames),
         .steps_max = settings->steps_max > 0 ? settings->steps_max : 4000000,
-        .cache_max = settings->cache_max > 0 ? settings->cache_max : 4000000,
+        .cache.count_max = settings->cache_max > 0 ? settings->cache_max : 4000000,
     };
     return search->known != NULL && search->unknown != NULL && search->used != NULL &&
         search->next != NULL && search->before != NULL && search->frames != NULL;
@@ -490,7 +550,7 @@ static void search_deinit(struct search *search)
     free(search->next);
     free(search->before);
     free(search->frames);
-    free(search->cache);
+    cache_deinit(&search->cache);
 }
 
 enum linear_verdict linear_search(struct history *history, const uint32_t *ops, uint32_t count,

@@ -30,7 +30,8 @@ struct model_effect {
 };
 
 struct model_transaction {
-    uint64_t ticket;
+    uint64_t ticket; /* our own number, over all starts of the node */
+    uint64_t node_ticket; /* the node's, of this start */
     uint32_t count;
     struct model_effect effects[MODEL_EFFECTS_MAX];
     struct model_transaction *next;

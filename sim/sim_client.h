@@ -15,6 +15,7 @@ struct sim_client {
     uint16_t buckets[MODEL_BUCKETS];
     bool use_expiry, use_clear;
     bool damage_expected; /* stored bytes were damaged on purpose: ERR_CORRUPT is an answer */
+    uint64_t proposed; /* number of the newest transaction */
     uint64_t hash; /* of everything that happened */
     bool violated;
     char *detail;

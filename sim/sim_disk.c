@@ -34,6 +34,7 @@ struct file {
     uint64_t *broken; /* offsets of unreadable blocks */
     size_t broken_count;
     bool linked; /* some folder, seen or kept, knows it */
+    uint64_t written; /* number of its newest durable write */
 };
 
 struct entry {
@@ -591,6 +592,7 @@ static void land(struct sim_disk *sim, struct flight *flight)
     } else {
         put_durable(content, op->offset, op->at, op->size);
     }
+    content->written = sim->order++;
 }
 
 static int table_poll(void *ctx)
@@ -646,6 +648,7 @@ static enum err table_write_durable(
     } else {
         put_durable(content, offset, at, size);
     }
+    content->written = sim->order++;
     return OK;
 }
 
@@ -932,6 +935,18 @@ void sim_disk_poke(
     err = table_sync_folder(sim);
     ASSERT(err == OK);
     sim->cut = was_cut;
+}
+
+void sim_disk_newest(const struct sim_disk *sim, char *name_out, size_t size)
+{
+    uint64_t newest = 0;
+    name_out[0] = '\0';
+    for (size_t i = 0; i < sim->seen.count; i++) {
+        const struct entry *entry = &sim->seen.entries[i];
+        if (sim->files[entry->file].written < newest) continue;
+        newest = sim->files[entry->file].written;
+        (void)snprintf(name_out, size, "%s", entry->name);
+    }
 }
 
 uint64_t sim_disk_file_size(const struct sim_disk *sim, const char *name)

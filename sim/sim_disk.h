@@ -81,6 +81,8 @@ bool sim_disk_break_block(struct sim_disk *sim, const char *name, uint64_t offse
 bool sim_disk_peek(struct sim_disk *sim, const char *name, uint64_t offset, void *at, size_t size);
 void sim_disk_poke(
     struct sim_disk *sim, const char *name, uint64_t offset, const void *at, size_t size);
+/* The file with the newest durable write; "" if there is none. */
+void sim_disk_newest(const struct sim_disk *sim, char *name_out, size_t size);
 /* Size of a file, or 0. */
 uint64_t sim_disk_file_size(const struct sim_disk *sim, const char *name);
 

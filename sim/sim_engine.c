@@ -60,6 +60,7 @@ enum {
     CHUNK_PUTS = 16,
     RECOVERY_ATTEMPTS = 50,
     HEALED_STEPS = 5000,
+    SERVE_STEPS = 2000,
 };
 
 struct world {
@@ -74,7 +75,9 @@ struct world {
     struct io io;
     struct node *node;
     struct sim_client client;
-    unsigned failed_starts; /* since the last one that served */
+    uint64_t starts;
+    bool made; /* the folder was opened once */
+    bool told; /* the model knows what this start of the node found */
     bool refused; /* damage was found at the start, and said so */
     bool faults_planned; /* an error may come from what was injected */
     uint64_t full_until; /* step at which the disk has room again */
@@ -89,34 +92,67 @@ const char *const *sim_scenarios(void)
     return names;
 }
 
-static void on_committed(void *ctx, ticket_t committed)
+/* Whatever is done is acknowledged; they are done in order. */
+static void on_tickets(void *ctx)
 {
     struct world *world = ctx;
-    if (committed < world->client.model.acknowledged)
-        sim_violation(&world->client, "the committed ticket went back");
-    model_commit(&world->client.model, committed);
-    world->result->counts.commits++;
-    sim_trace(&world->client, 3, committed);
+    struct model *model = &world->client.model;
+    if (world->node == NULL || !world->told) return;
+    while (model->first != NULL) {
+        enum ticket_state state = node_ticket(world->node, model->first->node_ticket);
+        if (state == TICKET_WAITING) break;
+        if (state != TICKET_DONE) {
+            sim_violation(&world->client, "a node alone gave up a transaction");
+            break;
+        }
+        sim_trace(&world->client, 3, model->first->ticket);
+        model_commit(model, model->first->ticket);
+        world->result->counts.commits++;
+    }
+    for (struct model_transaction *later = model->first; later != NULL; later = later->next) {
+        if (node_ticket(world->node, later->node_ticket) == TICKET_DONE)
+            sim_violation(&world->client, "transactions were committed out of order");
+    }
 }
 
-/* What was acknowledged must have been found; what was not found never happened. If starts failed before
- * this one, LSNs behind what they found may belong to the marks of their segments, not to our
- * transactions: then the content says how far the log went. */
-static void take_recovered(struct world *world, uint64_t recovered)
+/* What was acknowledged must be there, whole, and after it nothing but a prefix of what was proposed. How long
+ * the prefix is says the content. */
+static void take_recovered(struct world *world)
 {
     struct model *model = &world->client.model;
-    sim_trace(&world->client, 5, recovered);
-    if (recovered < model->acknowledged)
-        sim_violation(&world->client, "acknowledged up to %llu, but only %llu survived",
-            (unsigned long long)model->acknowledged, (unsigned long long)recovered);
-    if (world->failed_starts > 0) {
-        while (model->first != NULL && model->first->ticket <= recovered &&
-            !sim_client_agrees(&world->client, world->node))
-            model_commit(model, model->first->ticket);
-        recovered = model->acknowledged;
+    while (model->first != NULL && !sim_client_agrees(&world->client, world->node))
+        model_commit(model, model->first->ticket);
+    sim_trace(&world->client, 5, model->acknowledged);
+    model_recover(model, model->acknowledged);
+    world->told = true;
+}
+
+static bool serves(const struct world *world)
+{
+    for (uint16_t range = 0; range <= RANGES; range++) {
+        if (!node_serves(world->node, range)) return false;
     }
-    world->failed_starts = 0;
-    model_recover(model, recovered);
+    return true;
+}
+
+/* The group of one elects itself and commits what it found. Ends early if the power goes. */
+static void wait_until_it_serves(struct world *world)
+{
+    for (int i = 0; i < SERVE_STEPS && !serves(world); i++) {
+        sim_clock_advance(&world->clock, 5000000);
+        sim_disk_run_until(world->disk, world->io.clock.monotonic_ns(world->io.clock.ctx));
+        node_turn_begin(world->node);
+        enum err err = node_poll(world->node);
+        if (sim_disk_is_cut(world->disk)) return;
+        if (err != OK) {
+            sim_violation(&world->client, "the node stops itself right after its start");
+            return;
+        }
+        node_tick(world->node);
+        node_turn_end(world->node, false);
+    }
+    if (!serves(world) && !sim_disk_is_cut(world->disk))
+        sim_violation(&world->client, "the node does not serve after its start");
 }
 
 static enum err open_node(struct world *world)
@@ -128,20 +164,24 @@ static enum err open_node(struct world *world)
         .name = "sim",
         .cluster_id = {1},
         .store_id = {2},
+        .number = 1,
+        .incarnation = ++world->starts,
+        .replicas = 1,
+        .deadline_ms = 3600 * 1000,
         .ranges = RANGES,
         .memory = MEMORY,
         .log_bytes_max = LOG_BYTES,
         .slot_size = SLOT_SIZE,
         .chunk_puts = CHUNK_PUTS,
-        .create = true,
+        .create = !world->made,
         .ctx = world,
-        .on_committed = on_committed,
+        .on_tickets = on_tickets,
     };
     struct engine_report report;
+    world->told = false;
     enum err err = node_open(&config, &report, &world->node);
     if (err != OK) {
         world->node = NULL;
-        world->failed_starts++;
         sim_trace(&world->client, 4, (uint64_t)(int64_t)err);
         /* refusing to start is a definite answer to damage */
         world->refused = err == ERR_CORRUPT && world->client.damage_expected;
@@ -150,8 +190,10 @@ static enum err open_node(struct world *world)
         return err;
     }
     world->result->counts.torn += report.log.torn_tail ? 1 : 0;
+    world->made = true;
     node_turn_begin(world->node);
-    take_recovered(world, report.log.recovered);
+    wait_until_it_serves(world);
+    if (!sim_disk_is_cut(world->disk) && !world->client.violated) take_recovered(world);
     return OK;
 }
 
@@ -190,7 +232,6 @@ static void restart(struct world *world, bool power)
         if (err == OK) {
             node_close(world->node, false);
             world->node = NULL;
-            world->failed_starts++;
         }
         if (world->client.violated || world->refused) return;
         if (!sim_disk_is_cut(world->disk)) sim_disk_cut(world->disk);
@@ -327,7 +368,7 @@ static void demand_progress(struct world *world)
 /* A clean stop leaves nothing to replay. */
 static void stop_and_start(struct world *world)
 {
-    for (int i = 0; i < 1000 && node_pending_ticket(world->node) != 0; i++) {
+    for (int i = 0; i < 1000 && world->client.model.first != NULL; i++) {
         sim_clock_advance(&world->clock, 1000000);
         sim_disk_run_until(world->disk, world->io.clock.monotonic_ns(world->io.clock.ctx));
         if (node_poll(world->node) != OK) sim_violation(&world->client, "poll fails at the end");
