@@ -143,12 +143,20 @@ static bool put_record(struct node *node, const char *key, const uint8_t *value,
     return true;
 }
 
-/* logs what was decided; 0: nothing to log, or no room now */
+static bool changes_table(const struct members_decision *decision)
+{
+    return decision->accepted &&
+        (decision->changed_count > 0 || decision->cluster_changed || decision->erased != 0);
+}
+
+/* logs what was decided; 0: nothing to log, or not now */
 static ticket_t propose(struct node *node, const struct members_decision *decision)
 {
     if (!decision->accepted || !node_serves(node, META_RANGE)) return 0;
-    if (decision->changed_count == 0 && !decision->cluster_changed && decision->erased == 0)
-        return 0;
+    if (!changes_table(decision)) return 0;
+    /* decided by the table as applied: no change may be under way that the decision does not know of */
+    const struct group *meta = node->groups[META_RANGE];
+    if (meta->raft.last != meta->applied) return 0;
     if (node_admit(node, 4 * MEMBERS_VALUE_MAX) != OK) return 0;
     node_txn_begin(node);
     bool done = true;
@@ -323,6 +331,7 @@ static void on_join(struct node *node, const struct message *message)
             wire_send(node, leader, NET_CONTROL, WIRE_JOIN, 0, message->body, bytes_of(NULL, 0));
         return;
     }
+    if (members_by_number(&node->members, node->config.number) == NULL) return;
     uint16_t numbers[MEMBERS_MAX];
     struct members_alive alive = alive_now(node, numbers);
     struct members_identity identity = identity_of(&question);
@@ -335,9 +344,7 @@ static void on_join(struct node *node, const struct message *message)
     } else {
         members_decide_join(&node->members, &identity, question.replace, alive, &decision);
     }
-    bool changes = decision.accepted &&
-        (decision.changed_count > 0 || decision.cluster_changed || decision.erased != 0);
-    if (changes) {
+    if (changes_table(&decision)) {
         /* the answer comes to the next question, when this is committed */
         if (propose(node, &decision) != 0)
             log_info("a node joins", "name=%s number=%u", question.name, decision.number);
@@ -762,8 +769,12 @@ ticket_t membership_execute(struct node *node, struct bytes body, struct buffer 
     } else {
         snprintf(decision.detail, sizeof decision.detail, "unknown change");
     }
-    reply_text(reply, decision.accepted, decision.detail);
-    return propose(node, &decision);
+    ticket_t ticket = propose(node, &decision);
+    if (ticket == 0 && changes_table(&decision))
+        reply_text(reply, false, "another change is under way; try again");
+    else
+        reply_text(reply, decision.accepted, decision.detail);
+    return ticket;
 }
 
 enum err node_admin_start(struct node *node, struct node_request *request, enum node_admin what,
