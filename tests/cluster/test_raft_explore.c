@@ -344,7 +344,7 @@ static void run(const char *name, int depth, uint64_t max, struct budget budget)
 Test(raft_explore, elections)
 {
     begin(true, false);
-    run("elections", 11, 1000000, (struct budget){.timeouts = 3, .crashes = 1});
+    run("elections", 10, 1000000, (struct budget){.timeouts = 3, .crashes = 1});
 }
 
 Test(raft_explore, elections_with_pre_votes)
