@@ -145,7 +145,8 @@ static void put_entries(struct words *words, const struct world_entry *entries, 
 static void put_message(struct words *words, const struct raft_message *m)
 {
     put(words,
-        m->type | (uint64_t)m->reject << 8 | (uint64_t)m->from << 16 | (uint64_t)m->to << 32);
+        (uint64_t)m->type | (uint64_t)m->reject << 8 | (uint64_t)m->from << 16 |
+            (uint64_t)m->to << 32);
     put(words, m->term << 32 | m->index);
     put(words, m->log_term << 32 | m->hint);
     put(words, m->commit);
@@ -160,8 +161,8 @@ static void put_node(struct words *words, const struct world_node *host)
 {
     const struct raft *raft = &host->raft;
     put(words,
-        host->up | host->dirty << 1 | (uint64_t)raft->role << 8 | (uint64_t)raft->leader << 16 |
-            (uint64_t)raft->vote << 32);
+        (uint64_t)host->up | (uint64_t)host->dirty << 1 | (uint64_t)raft->role << 8 |
+            (uint64_t)raft->leader << 16 | (uint64_t)raft->vote << 32);
     put(words, raft->term << 32 | raft->last);
     put(words, raft->commit << 32 | raft->persisted);
     put_entries(words, host->log + 1, raft->last);
@@ -174,7 +175,9 @@ static void put_node(struct words *words, const struct world_node *host)
         if (votes) put(words, raft->votes_granted[i]);
         if (raft->role != RAFT_LEADER) continue;
         put(words, peer->match << 32 | peer->next);
-        put(words, peer->state | peer->probe_sent << 8 | (uint64_t)peer->inflight_used << 16);
+        put(words,
+            (uint64_t)peer->state | (uint64_t)peer->probe_sent << 8 |
+                (uint64_t)peer->inflight_used << 16);
     }
     for (uint32_t i = 0; i < host->held_count; i++) {
         put_message(words, &host->held[i]);
