@@ -88,10 +88,9 @@ static void show_restore(void *ctx, uint64_t done, uint64_t total)
 static void print_backup(const char *path, const struct backup_info *info, const char *what)
 {
     char size[32];
-    printf("%s: %s, cluster %s, node %s, %u ranges, %llu entries and %llu log records up to LSN "
-           "%llu, %s\n",
+    printf("%s: %s, cluster %s, node %s, %u ranges, %llu entries as of LSN %llu, %s\n",
         path, what, info->cluster_id, info->name, info->ranges, (unsigned long long)info->entries,
-        (unsigned long long)info->records, (unsigned long long)info->end_lsn,
+        (unsigned long long)info->end_lsn,
         cli_bytes((double)info->bytes, size, sizeof size));
 }
 

@@ -17,7 +17,7 @@
 
 /* The commands that talk to a running node: status, member, leader and backup. */
 
-enum { KEY_PASSWORD_FILE = 0x3000, STATUS_MAX = 64 << 20 };
+enum { KEY_PASSWORD_FILE = 0x3000, KEY_RANGE, STATUS_MAX = 64 << 20 };
 
 #define NODE_OPTION                                                                                \
     {.name = "node",                                                                               \
@@ -32,7 +32,12 @@ enum { KEY_PASSWORD_FILE = 0x3000, STATUS_MAX = 64 << 20 };
 const struct argp_option cli_status_options[] = {NODE_OPTION,
     {.name = "json", .key = CLI_KEY_JSON, .doc = "print the node's answer as it is"}, {0}};
 const struct argp_option cli_member_options[] = {NODE_OPTION, {0}};
-const struct argp_option cli_leader_options[] = {NODE_OPTION, {0}};
+const struct argp_option cli_leader_options[] = {NODE_OPTION,
+    {.name = "range",
+        .key = KEY_RANGE,
+        .arg = "N",
+        .doc = "only the range with this id (0 is the meta range); else all"},
+    {0}};
 const struct argp_option cli_backup_options[] = {NODE_OPTION,
     {.name = "out",
         .key = CLI_KEY_OUT,
@@ -45,6 +50,7 @@ struct operator_input {
     char password[1024];
     bool json;
     const char *out;
+    const char *range;
     const char *words[4];
     size_t word_count;
     size_t word_max;
@@ -75,6 +81,12 @@ static error_t parse_operator(int key, char *argument, struct argp_state *state)
         return 0;
     case CLI_KEY_OUT:
         input->out = argument;
+        return 0;
+    case KEY_RANGE:
+        if (argument[0] == '\0' || strlen(argument) > 5 ||
+            strspn(argument, "0123456789") != strlen(argument))
+            argp_error(state, "--range takes the id of a range, a number");
+        input->range = argument;
         return 0;
     case ARGP_KEY_ARG:
         if (input->word_count == input->word_max)
@@ -212,6 +224,34 @@ static void print_details(const json_t *status)
     }
 }
 
+/* What is not as it should be: ranges without a leader or with too few voters, learners, replicas under repair. */
+static void print_trouble(const json_t *ranges)
+{
+    size_t index, place, leaderless = 0, learners = 0, faulty = 0, incoming = 0;
+    double progress = 0;
+    const json_t *range, *replica;
+    json_array_foreach(ranges, index, range)
+    {
+        if (json_is_null(json_object_get(range, "leader"))) leaderless++;
+        double done = json_number_value(json_object_get(range, "catching_up"));
+        if (done < 1) {
+            incoming++;
+            progress += done;
+        }
+        json_array_foreach(json_object_get(range, "replicas"), place, replica)
+        {
+            if (strcmp(text_of(replica, "role"), "learner") == 0) learners++;
+            if (json_is_true(json_object_get(replica, "faulty"))) faulty++;
+        }
+    }
+    if (leaderless > 0) printf("\n%zu ranges have no leader that this node knows of\n", leaderless);
+    if (learners > 0) printf("\n%zu replicas are learners: they catch up, then vote\n", learners);
+    if (faulty > 0) printf("\n%zu replicas are under repair\n", faulty);
+    if (incoming > 0)
+        printf("\n%zu ranges are being copied to this node, %.0f%% of them so far\n", incoming,
+            100 * progress / (double)incoming);
+}
+
 static int print_status(const struct buffer *body, const char *node)
 {
     json_error_t error;
@@ -233,6 +273,7 @@ static int print_status(const struct buffer *body, const char *node)
     print_details(status);
     print_members(json_object_get(status, "members"));
     print_ranges(json_object_get(status, "ranges"));
+    print_trouble(json_object_get(status, "ranges"));
     json_decref(status);
     return CLI_DONE;
 }
@@ -276,13 +317,62 @@ int cli_status(int argc, char **argv)
 
 /* member, leader */
 
+/* Sends a change to the node and says what came of it. */
+static int change(const struct operator_input *input, const char *action, const char *name)
+{
+    char path[512], detail[512];
+    size_t used = (size_t)snprintf(path, sizeof path, "/admin/%s?name=", action);
+    for (const char *at = name; *at != '\0'; at++) {
+        if (used + 4 >= sizeof path) {
+            cli_complain("'%.80s' is no name of a member", name);
+            return CLI_USAGE;
+        }
+        used += (size_t)snprintf(path + used, sizeof path - used, "%%%02X", (unsigned char)*at);
+    }
+    if (input->range != NULL) snprintf(path + used, sizeof path - used, "&range=%s", input->range);
+    struct buffer body = {0};
+    struct client_request request = {.node = input->node,
+        .path = path,
+        .password = password_of(input),
+        .post = true,
+        .on_body = collect,
+        .ctx = &body};
+    int code = client_get(&request, detail, sizeof detail) == OK ? CLI_DONE : CLI_FAILED;
+    if (code == CLI_DONE) {
+        struct bytes text = buffer_view(&body);
+        json_t *answer = json_loadb((const char *)text.at, text.size, 0, NULL);
+        printf("%s\n", answer == NULL ? "done" : text_of(answer, "done"));
+        json_decref(answer);
+    } else {
+        cli_complain("%s", detail);
+    }
+    buffer_deinit(&body);
+    return code;
+}
+
+static int list_members(const struct operator_input *input)
+{
+    struct buffer body = {0};
+    int code = CLI_FAILED;
+    if (fetch_status(input, &body)) {
+        struct bytes text = buffer_view(&body);
+        json_t *status = json_loadb((const char *)text.at, text.size, 0, NULL);
+        print_members(json_object_get(status, "members"));
+        code = status != NULL ? CLI_DONE : CLI_FAILED;
+        json_decref(status);
+    }
+    buffer_deinit(&body);
+    return code;
+}
+
 int cli_member(int argc, char **argv)
 {
     static const struct argp argp = {.options = cli_member_options,
         .parser = parse_operator,
         .args_doc = "list\nremove NAME\nreplace NAME",
-        .doc = "Lists the members of the cluster. In this version a node is a cluster of one, so "
-               "there is nobody to remove or to replace."};
+        .doc = "Lists the members of the cluster, removes one for good, or takes the replicas away "
+               "from a dead one so that others carry them.\v"
+               "A change is refused if a quorum of some range would be lost by it."};
     struct operator_input input = operator_defaults(2);
     cli_parse(&argp, argc, argv, &input);
     const char *action = input.words[0];
@@ -292,42 +382,36 @@ int cli_member(int argc, char **argv)
         cli_complain("write what to do: member list, member remove NAME or member replace NAME");
         return CLI_USAGE;
     }
-    if (strcmp(action, "list") != 0) {
-        if (input.word_count < 2) {
-            cli_complain("member %s needs the NAME of a member", action);
-            return CLI_USAGE;
-        }
-        cli_complain("this node is a cluster of one; members come with replication");
-        return CLI_FAILED;
+    if (strcmp(action, "list") == 0) {
+        if (input.word_count == 1) return list_members(&input);
+        cli_complain("'%s' is one word too many", input.words[1]);
+        return CLI_USAGE;
     }
-    struct buffer body = {0};
-    int code = CLI_FAILED;
-    if (fetch_status(&input, &body)) {
-        json_t *status =
-            json_loadb((const char *)buffer_view(&body).at, buffer_view(&body).size, 0, NULL);
-        print_members(json_object_get(status, "members"));
-        code = status != NULL ? CLI_DONE : CLI_FAILED;
-        json_decref(status);
+    if (input.word_count < 2) {
+        cli_complain("member %s needs the NAME of a member", action);
+        return CLI_USAGE;
     }
-    buffer_deinit(&body);
-    return code;
+    return change(
+        &input, strcmp(action, "remove") == 0 ? "member/remove" : "member/replace", input.words[1]);
 }
 
 int cli_leader(int argc, char **argv)
 {
     static const struct argp argp = {.options = cli_leader_options,
         .parser = parse_operator,
-        .args_doc = "transfer",
-        .doc = "Moves the leadership of ranges. In this version a node is a cluster of one, so "
-               "there is nobody to move it to."};
-    struct operator_input input = operator_defaults(4);
+        .args_doc = "transfer NAME",
+        .doc = "Moves the leadership of ranges to a member."};
+    struct operator_input input = operator_defaults(2);
     cli_parse(&argp, argc, argv, &input);
     if (input.word_count == 0 || strcmp(input.words[0], "transfer") != 0) {
-        cli_complain("write what to do: leader transfer");
+        cli_complain("write what to do: leader transfer NAME");
         return CLI_USAGE;
     }
-    cli_complain("this node is a cluster of one; members come with replication");
-    return CLI_FAILED;
+    if (input.word_count < 2) {
+        cli_complain("leader transfer needs the NAME of a member");
+        return CLI_USAGE;
+    }
+    return change(&input, "leader/transfer", input.words[1]);
 }
 
 /* backup */
@@ -487,9 +571,9 @@ int cli_backup(int argc, char **argv)
         code = CLI_FAILED;
     } else {
         char size[32];
-        printf("%s: %llu entries and %llu log records up to LSN %llu, %s, checked\n", input.out,
-            (unsigned long long)info.entries, (unsigned long long)info.records,
-            (unsigned long long)info.end_lsn, cli_bytes((double)download.bytes, size, sizeof size));
+        printf("%s: %llu entries as of LSN %llu, %s, checked\n", input.out,
+            (unsigned long long)info.entries, (unsigned long long)info.end_lsn,
+            cli_bytes((double)download.bytes, size, sizeof size));
     }
     free(partial);
     return code;

@@ -1,32 +1,34 @@
 #define _POSIX_C_SOURCE 200809L
 #include "storage/backup.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/check.h"
 #include "base/logger.h"
 #include "storage/backup_format.h"
 #include "storage/engine_meta.h"
 
-/* The image is read while the checkpoint goes on writing: each read transaction sees the store as it
- * then was, and lives for one block at most, so that no old pages are held back. The image is
- * therefore of no single moment. What makes it one is the log: every record after `start`, which was
- * checkpointed before the first read, follows up to `end`, which is fixed after the last. A key that
- * no such record touches has had one value since `start`, and the image has it; any other key
- * gets what the last record says, whatever the image had. `end` must not be before anything the
- * image may hold, hence "after the last read". */
+/* The moment of a backup is when its checkpoint is published: the store then has what was applied when that
+ * checkpoint was sealed and nothing later, because the next one has not begun. The read transaction opened
+ * then is the backup's for as long as it takes. */
 
-enum { KEY_MAX = KEY_SIZE_MAX + 2, READ_ENTRIES_MAX = 8192 };
+enum { KEY_MAX = KEY_SIZE_MAX + 2, WAIT_MS = 5 };
 
-enum phase { PHASE_HEADER, PHASE_IMAGE, PHASE_WAIT, PHASE_LOG, PHASE_FOOTER, PHASE_DONE };
+enum phase { PHASE_WAIT, PHASE_HEADER, PHASE_RANGES, PHASE_IMAGE, PHASE_FOOTER, PHASE_DONE };
 
 struct backup {
     struct engine *engine;
     struct kv *kv;
     const struct kv_ops *ops;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool ready; /* under the lock: `cut` and `read` are set */
+    enum err cut;
     struct kv_read *read;
-    struct wal_reader *reader;
     struct backup_codec codec;
     bool codec_ready;
     struct buffer raw;
@@ -40,7 +42,6 @@ struct backup {
 
     struct backup_header header;
     struct backup_footer footer;
-    lsn_t last; /* LSN of the newest record written */
     _Atomic uint64_t done;
     uint64_t total;
 };
@@ -64,6 +65,66 @@ static enum err read_ranges(struct backup *backup)
     return OK;
 }
 
+static enum err read_lsn(struct backup *backup)
+{
+    struct bytes value;
+    enum err err = backup->ops->meta_get(backup->read, META_APPLIED, &value);
+    if (err == ERR_NOT_FOUND) return OK; /* nothing was ever written */
+    TRY(err);
+    if (value.size != 8 || load_u64(value.at) >= BACKUP_LSN_END) return ERR_CORRUPT;
+    backup->header.lsn = load_u64(value.at);
+    return OK;
+}
+
+static enum err read_range_meta(struct backup *backup, uint32_t range, struct backup_range *out)
+{
+    char name[32];
+    struct bytes value;
+    struct range_meta meta;
+    *out = (struct backup_range){0};
+    snprintf(name, sizeof name, META_RANGE_FORMAT, range);
+    enum err err = backup->ops->meta_get(backup->read, name, &value);
+    if (err == ERR_NOT_FOUND) return OK;
+    TRY(err);
+    if (value.size == 8) {
+        out->index = load_u64(value.at); /* an embedded store's */
+        return OK;
+    }
+    TRY(range_meta_decode(value, &meta));
+    if ((meta.flags & RANGE_META_INSTALLING) != 0 || meta.settled > meta.index) {
+        log_error("no backup while a snapshot is installed or caught up with", "range=%u", range);
+        return ERR_CLOSED;
+    }
+    *out = (struct backup_range){.index = meta.index, .term = meta.term, .hash = meta.hash};
+    return OK;
+}
+
+static enum err read_metas(struct backup *backup)
+{
+    TRY(read_ranges(backup));
+    TRY(read_lsn(backup));
+    buffer_reset(&backup->raw, 2 * (size_t)BACKUP_RAW_TARGET);
+    for (uint32_t range = 0; range <= backup->header.ranges; range++) {
+        struct backup_range one;
+        TRY(read_range_meta(backup, range, &one));
+        TRY(backup_range_append(&backup->raw, &one));
+    }
+    return OK;
+}
+
+/* owner's thread: the store is as it was when the checkpoint was sealed */
+static void on_checkpoint(void *ctx, enum err err)
+{
+    struct backup *backup = ctx;
+    if (err == OK) err = backup->ops->read_begin(backup->kv, &backup->read);
+    if (err == OK) err = read_metas(backup);
+    pthread_mutex_lock(&backup->lock);
+    backup->ready = true;
+    backup->cut = err;
+    pthread_cond_broadcast(&backup->changed);
+    pthread_mutex_unlock(&backup->lock);
+}
+
 enum err backup_open(
     struct engine *engine, const char *cluster_id, const char *name, struct backup **backup_out)
 {
@@ -84,25 +145,15 @@ enum err backup_open(
     }
     size_t name_size = strnlen(name, sizeof backup->header.name - 1);
     memcpy(backup->header.name, name, name_size);
-
     struct kv_stats stats;
     backup->ops->stats(backup->kv, &stats);
     backup->total = stats.entries;
-    struct wal_stats log;
-    wal_stats(engine_wal(engine), &log);
-    backup->header.start_lsn = engine_checkpointed(engine);
-    backup->last = backup->header.start_lsn;
-    enum err err = backup->ops->read_begin(backup->kv, &backup->read);
-    if (err == OK) {
-        err = read_ranges(backup);
-        backup->ops->read_reset(backup->read);
-    }
-    if (err == OK)
-        err = wal_reader_open(
-            engine_wal(engine), backup->header.start_lsn, log.durable, &backup->reader);
-    if (err != OK) {
+    pthread_mutex_init(&backup->lock, NULL);
+    pthread_cond_init(&backup->changed, NULL);
+    engine_checkpoint(engine, on_checkpoint, backup);
+    if (backup->ready && backup->cut == ERR_BUSY) {
         backup_close(backup);
-        return err;
+        return ERR_BUSY;
     }
     *backup_out = backup;
     return OK;
@@ -110,11 +161,21 @@ enum err backup_open(
 
 void backup_close(struct backup *backup)
 {
-    if (backup->reader != NULL) wal_reader_close(backup->reader);
+    engine_checkpoint_forget(backup->engine, backup);
     if (backup->read != NULL) backup->ops->read_end(backup->read);
     if (backup->codec_ready) backup_packer_deinit(&backup->codec);
     buffer_deinit(&backup->raw);
+    pthread_cond_destroy(&backup->changed);
+    pthread_mutex_destroy(&backup->lock);
     free(backup);
+}
+
+bool backup_finish_at(struct backup *backup)
+{
+    pthread_mutex_lock(&backup->lock);
+    bool ready = backup->ready;
+    pthread_mutex_unlock(&backup->lock);
+    return ready;
 }
 
 void backup_progress(const struct backup *backup, uint64_t *done_out, uint64_t *total_out)
@@ -122,6 +183,25 @@ void backup_progress(const struct backup *backup, uint64_t *done_out, uint64_t *
     uint64_t done = atomic_load_explicit(&backup->done, memory_order_relaxed);
     *done_out = done;
     *total_out = done > backup->total ? done : backup->total;
+}
+
+static enum err next_wait(struct backup *backup)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += WAIT_MS * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&backup->lock);
+    if (!backup->ready) (void)pthread_cond_timedwait(&backup->changed, &backup->lock, &until);
+    bool ready = backup->ready;
+    enum err cut = backup->cut;
+    pthread_mutex_unlock(&backup->lock);
+    if (!ready) return ERR_AGAIN;
+    backup->phase = PHASE_HEADER;
+    return cut == ERR_AGAIN ? ERR_IO : cut;
 }
 
 static enum err next_header(struct backup *backup, struct buffer *out)
@@ -132,13 +212,19 @@ static enum err next_header(struct backup *backup, struct buffer *out)
     TRY(backup_packer_init(&backup->codec, at));
     backup->codec_ready = true;
     buffer_wrote(out, BACKUP_HEADER_SIZE);
-    backup->phase = PHASE_IMAGE;
+    backup->phase = PHASE_RANGES;
     return OK;
 }
 
-/* Reads on in the current range until the block is full, enough was read under one snapshot, or
- * the range ends (*end_out). */
-static enum err read_range(struct backup *backup, uint32_t *budget, bool *end_out)
+static enum err next_ranges(struct backup *backup, struct buffer *out)
+{
+    backup->phase = PHASE_IMAGE;
+    backup->footer.blocks++;
+    return backup_pack(&backup->codec, BACKUP_RANGES, buffer_view(&backup->raw), out);
+}
+
+/* Reads on in the current range until the block is full or the range ends (*end_out). */
+static enum err read_range(struct backup *backup, bool *end_out)
 {
     void *cursor;
     TRY(backup->ops->cursor_open(backup->read, (uint16_t)backup->range, &cursor));
@@ -160,7 +246,7 @@ static enum err read_range(struct backup *backup, uint32_t *budget, bool *end_ou
         backup->key_size = entry.key.size;
         memcpy(backup->key, entry.key.at, entry.key.size);
         backup->footer.entries++;
-        if (--*budget == 0 || backup->raw.size >= BACKUP_RAW_TARGET) break;
+        if (backup->raw.size >= BACKUP_RAW_TARGET) break;
         err = backup->ops->cursor_next(cursor, &entry.key, &entry.value);
     }
     backup->ops->cursor_close(cursor);
@@ -173,67 +259,24 @@ static enum err read_range(struct backup *backup, uint32_t *budget, bool *end_ou
 static enum err next_image(struct backup *backup, struct buffer *out)
 {
     buffer_reset(&backup->raw, 4 * (size_t)BACKUP_RAW_TARGET);
+    if (PLANTED_BUG(17)) TRY(backup->ops->read_renew(backup->read));
     while (backup->raw.size < BACKUP_RAW_TARGET && backup->range <= backup->header.ranges) {
-        TRY(backup->ops->read_renew(backup->read));
-        enum err err = OK;
-        uint32_t budget = READ_ENTRIES_MAX;
-        while (err == OK && budget > 0 && backup->raw.size < BACKUP_RAW_TARGET &&
-            backup->range <= backup->header.ranges) {
-            bool end = false;
-            err = read_range(backup, &budget, &end);
-            if (!end) continue;
-            backup->range++;
-            backup->range_begun = false;
-            backup->key_size = 0;
-        }
-        backup->ops->read_reset(backup->read);
-        TRY(err);
+        bool end = false;
+        TRY(read_range(backup, &end));
+        if (!end) continue;
+        backup->range++;
+        backup->range_begun = false;
+        backup->key_size = 0;
     }
     atomic_store_explicit(&backup->done, backup->footer.entries, memory_order_relaxed);
-    if (backup->range > backup->header.ranges) backup->phase = PHASE_WAIT;
+    if (backup->range > backup->header.ranges) {
+        backup->phase = PHASE_FOOTER;
+        /* the pages it held back may be used again */
+        backup->ops->read_reset(backup->read);
+    }
     if (backup->raw.size == 0) return OK;
     backup->footer.blocks++;
     return backup_pack(&backup->codec, BACKUP_ENTRIES, buffer_view(&backup->raw), out);
-}
-
-void backup_finish_at(struct backup *backup)
-{
-    if (backup->phase != PHASE_WAIT) return;
-    struct wal_stats log;
-    wal_stats(engine_wal(backup->engine), &log);
-    backup->footer.end_lsn = engine_applied(backup->engine);
-    ASSERT(backup->footer.end_lsn <= log.durable);
-    ASSERT(backup->footer.end_lsn >= backup->header.start_lsn);
-    wal_reader_extend(backup->reader, backup->footer.end_lsn);
-    backup->phase = PLANTED_BUG(17) ? PHASE_FOOTER : PHASE_LOG;
-}
-
-static enum err next_log(struct backup *backup, struct buffer *out)
-{
-    buffer_reset(&backup->raw, 4 * (size_t)BACKUP_RAW_TARGET);
-    while (backup->raw.size < BACKUP_RAW_TARGET) {
-        struct wal_record record;
-        enum err err = wal_reader_next(backup->reader, &record);
-        if (err == ERR_NOT_FOUND || (err == OK && record.lsn > backup->footer.end_lsn)) {
-            backup->phase = PHASE_FOOTER;
-            break;
-        }
-        TRY(err);
-        if (record.lsn <= backup->last) return ERR_CORRUPT;
-        backup->last = record.lsn;
-        if (record.type != WAL_RECORD_WRITE) continue;
-        struct backup_record copy = {
-            .lsn = record.lsn,
-            .group = record.group,
-            .type = record.type,
-            .payload = record.payload,
-        };
-        TRY(backup_record_append(&backup->raw, &copy));
-        backup->footer.records++;
-    }
-    if (backup->raw.size == 0) return OK;
-    backup->footer.blocks++;
-    return backup_pack(&backup->codec, BACKUP_RECORDS, buffer_view(&backup->raw), out);
 }
 
 static enum err next_footer(struct backup *backup, struct buffer *out)
@@ -247,14 +290,14 @@ static enum err next_footer(struct backup *backup, struct buffer *out)
 static enum err next_part(struct backup *backup, struct buffer *out)
 {
     switch (backup->phase) {
+    case PHASE_WAIT:
+        return next_wait(backup);
     case PHASE_HEADER:
         return next_header(backup, out);
+    case PHASE_RANGES:
+        return next_ranges(backup, out);
     case PHASE_IMAGE:
         return next_image(backup, out);
-    case PHASE_WAIT:
-        return ERR_AGAIN;
-    case PHASE_LOG:
-        return next_log(backup, out);
     case PHASE_FOOTER:
         return next_footer(backup, out);
     case PHASE_DONE:

@@ -5,25 +5,25 @@
 #include "storage/engine.h"
 
 /* Hot backup, restore and verification. The file is our own format (docs/formats/backup.md): a
- * header with the store's identity, zstd-compressed blocks of entries and of log records, each
- * with its CRC32C, and a footer with counts and a CRC of everything. Never a copied LMDB file.
+ * header with the store's identity, zstd-compressed blocks (where each range was, then entries),
+ * each with its CRC32C, and a footer with counts. Never a copied LMDB file.
  *
- * A backup is consistent at one LSN, its end point: the bottom store is read in short read
- * transactions (a fuzzy image of states at or after the start LSN), and the log records from the
- * start to the end point are appended; effects are absolute, so replaying them over the image
- * gives the state at the end point exactly. */
+ * A backup is of one moment: opening asks for a checkpoint of everything applied, and when that is done, and
+ * before another begins, a read transaction is opened that the whole backup is read through. While it is
+ * open the bottom store's file grows by what is written meanwhile. */
 
 struct backup;
 
-/* Owner's thread. Seals and checkpoints nothing; pins the log. */
+/* Owner's thread. ERR_BUSY: too many wait for a checkpoint. */
 enum err backup_open(struct engine *engine, const char *cluster_id, const char *name,
     struct backup **backup_out) MUST_CHECK;
 /* Any one thread: produces the next bytes of the file into out (up to about 1 MiB).
- * ERR_NOT_FOUND: all was produced. ERR_AGAIN: the image is done; call backup_finish_at() on the
- * owner's thread, then go on. */
+ * ERR_NOT_FOUND: all was produced. ERR_AGAIN: the checkpoint is not done, although the call waited a few
+ * milliseconds for it; call backup_finish_at() on the owner's thread, let that thread poll the engine, and go on.
+ * ERR_CLOSED: a range's snapshot is being installed, so there is no moment to be had; try later. */
 enum err backup_next(struct backup *backup, struct buffer *out) MUST_CHECK;
-/* Owner's thread: fixes the end point at what is durable now. */
-void backup_finish_at(struct backup *backup);
+/* Owner's thread, after ERR_AGAIN: says whether the moment the backup is of has come. */
+bool backup_finish_at(struct backup *backup);
 /* Owner's thread. */
 void backup_close(struct backup *backup);
 /* For progress: entries written so far and expected in all. */
@@ -33,10 +33,9 @@ struct backup_info {
     char cluster_id[33];
     char name[64];
     uint32_t ranges;
-    uint64_t end_lsn;
+    uint64_t end_lsn; /* of the log at the moment the backup is of */
     int64_t wall_ms;
     uint64_t entries;
-    uint64_t records;
     uint64_t bytes;
 };
 
@@ -44,7 +43,9 @@ struct backup_info {
  * ERR_CORRUPT. */
 enum err backup_verify(
     const char *file, struct backup_info *info_out, char *detail, size_t detail_size) MUST_CHECK;
-/* Restores into `folder`, which must be absent or empty (ERR_EXISTS): builds a temporary folder
+/* Every range of the restored store has RANGE_META_GENESIS: whoever starts on it is a cluster of its own. Of range
+ * 0 only the names of buckets are taken over.
+ * Restores into `folder`, which must be absent or empty (ERR_EXISTS): builds a temporary folder
  * beside it, syncs, renames. dry_run: reads and checks only. progress may be NULL. */
 enum err backup_restore(const char *file, const char *folder, bool dry_run,
     void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,

@@ -8,7 +8,7 @@
 
 /* Header, 256 bytes:
  *   0 magic "DURABKUP" | 8 u32 format | 12 u32 header size | 16 cluster id | 32 name, 64 bytes, zero-filled |
- *   96 u32 ranges | 100 u32 zero | 104 u64 start lsn | 112 i64 wall ms | zeros | 252 u32 crc32c of the 252 before
+ *   96 u32 ranges | 100 u32 zero | 104 u64 lsn | 112 i64 wall ms | zeros | 252 u32 crc32c of the 252 before
  * Block head, 32 bytes, then the stored bytes:
  *   0 u32 magic | 4 u8 kind | 5 u8 compressed | 6 u16 zero | 8 u32 sequence | 12 u32 raw size | 16 u32 stored size |
  *   20 u64 zero | 28 u32 crc32c, seeded with that of the block before, of the head's first 28 bytes
@@ -31,20 +31,21 @@ void backup_header_encode(uint8_t at[BACKUP_HEADER_SIZE], const struct backup_he
     memcpy(at + 16, header->cluster_id, 16);
     memcpy(at + 32, header->name, strnlen(header->name, sizeof header->name - 1));
     store_u32(at + 96, header->ranges);
-    store_u64(at + 104, header->start_lsn);
+    store_u64(at + 104, header->lsn);
     store_u64(at + 112, (uint64_t)header->wall_ms);
     store_u32(at + CRC_AT, crc32c(0, at, CRC_AT));
 }
 
 enum err backup_header_decode(
-    const uint8_t at[BACKUP_HEADER_SIZE], struct backup_header *header_out)
+    const uint8_t at[BACKUP_HEADER_SIZE], struct backup_header *header_out, uint32_t *format_out)
 {
     if (memcmp(at, header_magic, sizeof header_magic) != 0) return ERR_CORRUPT;
     if (load_u32(at + CRC_AT) != crc32c(0, at, CRC_AT)) return ERR_CORRUPT;
-    if (load_u32(at + 8) != BACKUP_FORMAT) return ERR_MISMATCH;
+    *format_out = load_u32(at + 8);
+    if (*format_out != BACKUP_FORMAT) return ERR_MISMATCH;
     struct backup_header header = {
         .ranges = load_u32(at + 96),
-        .start_lsn = load_u64(at + 104),
+        .lsn = load_u64(at + 104),
         .wall_ms = (int64_t)load_u64(at + 112),
     };
     memcpy(header.cluster_id, at + 16, 16);
@@ -52,7 +53,7 @@ enum err backup_header_decode(
     if (header.name[sizeof header.name - 1] != 0) return ERR_CORRUPT;
     if (load_u32(at + 12) != BACKUP_HEADER_SIZE) return ERR_CORRUPT;
     if (header.ranges == 0 || header.ranges >= UINT16_MAX) return ERR_CORRUPT;
-    if (header.start_lsn >= BACKUP_LSN_END) return ERR_CORRUPT;
+    if (header.lsn >= BACKUP_LSN_END) return ERR_CORRUPT;
     *header_out = header;
     return OK;
 }
@@ -60,10 +61,8 @@ enum err backup_header_decode(
 void backup_footer_encode(uint8_t at[BACKUP_FOOTER_SIZE], const struct backup_footer *footer)
 {
     store_u64(at, footer->entries);
-    store_u64(at + 8, footer->records);
-    store_u64(at + 16, footer->blocks);
-    store_u64(at + 24, footer->bytes);
-    store_u64(at + 32, footer->end_lsn);
+    store_u64(at + 8, footer->blocks);
+    store_u64(at + 16, footer->bytes);
 }
 
 enum err backup_footer_decode(struct bytes raw, struct backup_footer *footer_out)
@@ -71,12 +70,10 @@ enum err backup_footer_decode(struct bytes raw, struct backup_footer *footer_out
     if (raw.size != BACKUP_FOOTER_SIZE) return ERR_CORRUPT;
     *footer_out = (struct backup_footer){
         .entries = load_u64(raw.at),
-        .records = load_u64(raw.at + 8),
-        .blocks = load_u64(raw.at + 16),
-        .bytes = load_u64(raw.at + 24),
-        .end_lsn = load_u64(raw.at + 32),
+        .blocks = load_u64(raw.at + 8),
+        .bytes = load_u64(raw.at + 16),
     };
-    return footer_out->end_lsn < BACKUP_LSN_END ? OK : ERR_CORRUPT;
+    return OK;
 }
 
 enum err backup_packer_init(struct backup_codec *codec, const uint8_t header[BACKUP_HEADER_SIZE])
@@ -242,49 +239,28 @@ enum err backup_entry_next(struct bytes *rest, uint32_t ranges, struct backup_en
     return OK;
 }
 
-/* Record: u64 lsn | u64 group | u32 size | u8 type | 3 zeros | payload. */
-enum err backup_record_append(struct buffer *raw, const struct backup_record *record)
+/* Range: u64 index | u64 term | u64 hash. */
+enum err backup_range_append(struct buffer *raw, const struct backup_range *range)
 {
-    uint8_t *at = buffer_reserve(raw, BACKUP_RECORD_HEAD + record->payload.size);
+    uint8_t *at = buffer_reserve(raw, BACKUP_RANGE_SIZE);
     if (at == NULL) return ERR_NOMEM;
-    store_u64(at, record->lsn);
-    store_u64(at + 8, record->group);
-    store_u64(at + 16, (uint64_t)record->type << 32 | (uint32_t)record->payload.size);
-    if (record->payload.size > 0)
-        memcpy(at + BACKUP_RECORD_HEAD, record->payload.at, record->payload.size);
-    buffer_wrote(raw, BACKUP_RECORD_HEAD + record->payload.size);
+    store_u64(at, range->index);
+    store_u64(at + 8, range->term);
+    store_u64(at + 16, range->hash);
+    buffer_wrote(raw, BACKUP_RANGE_SIZE);
     return OK;
 }
 
-enum err backup_record_next(struct bytes *rest, struct backup_record *record_out)
+enum err backup_range_next(struct bytes *rest, struct backup_range *range_out)
 {
     if (rest->size == 0) return ERR_NOT_FOUND;
-    if (rest->size < BACKUP_RECORD_HEAD) return ERR_CORRUPT;
-    const uint8_t *at = rest->at;
-    size_t payload = load_u32(at + 16);
-    if (payload > rest->size - BACKUP_RECORD_HEAD || load_u32(at + 20) > UINT8_MAX)
-        return ERR_CORRUPT;
-    *record_out = (struct backup_record){
-        .lsn = load_u64(at),
-        .group = load_u64(at + 8),
-        .type = at[20],
-        .payload = bytes_of(at + BACKUP_RECORD_HEAD, payload),
+    if (rest->size < BACKUP_RANGE_SIZE) return ERR_CORRUPT;
+    *range_out = (struct backup_range){
+        .index = load_u64(rest->at),
+        .term = load_u64(rest->at + 8),
+        .hash = load_u64(rest->at + 16),
     };
-    if (record_out->lsn >= BACKUP_LSN_END) return ERR_CORRUPT;
-    size_t size = BACKUP_RECORD_HEAD + payload;
-    *rest = bytes_of(at + size, rest->size - size);
-    return OK;
-}
-
-enum err backup_effect_next(
-    struct bytes *rest, bool *begun, uint32_t ranges, struct effect *effect_out)
-{
-    if (!*begun) {
-        if (rest->size < 8) return ERR_CORRUPT;
-        *rest = bytes_of(rest->at + 8, rest->size - 8);
-        *begun = true;
-    }
-    TRY(effect_next(rest, effect_out));
-    if (effect_out->range > ranges || effect_out->expires_ms < 0) return ERR_CORRUPT;
+    if (range_out->index >= BACKUP_LSN_END) return ERR_CORRUPT;
+    *rest = bytes_of(rest->at + BACKUP_RANGE_SIZE, rest->size - BACKUP_RANGE_SIZE);
     return OK;
 }

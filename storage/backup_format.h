@@ -12,46 +12,44 @@
  * is allocated or read. */
 
 enum {
-    BACKUP_FORMAT = 1,
+    BACKUP_FORMAT = 2,
     BACKUP_HEADER_SIZE = 256,
     BACKUP_BLOCK_HEAD_SIZE = 32,
     BACKUP_RAW_TARGET = 1 << 20, /* a block is closed when it has this much */
-    BACKUP_RAW_MAX = 64 << 20, /* one record or entry may be larger than the target */
+    BACKUP_RAW_MAX = 64 << 20, /* one entry may be larger than the target */
     BACKUP_STORED_MAX = BACKUP_RAW_MAX + (BACKUP_RAW_MAX >> 7),
     BACKUP_ENTRY_HEAD = 16,
-    BACKUP_RECORD_HEAD = 24,
+    BACKUP_RANGE_SIZE = 24,
 };
 
-/* A value's version has 48 bits in the store. */
+/* A value's version has 48 bits in the store, and LSNs are kept below that, too. */
 #define BACKUP_LSN_END (UINT64_C(1) << 48)
 
 struct backup_header {
     uint8_t cluster_id[16];
     char name[64];
     uint32_t ranges; /* data ranges; ids 0..ranges occur */
-    uint64_t start_lsn; /* the image has at least everything up to here */
+    uint64_t lsn; /* of the log, at the moment the backup is of: a new log begins after it */
     int64_t wall_ms; /* when it was begun */
 };
 
 enum backup_kind {
     BACKUP_ENTRIES = 1,
-    BACKUP_RECORDS = 2,
+    BACKUP_RANGES = 2, /* the first block, and no other */
     BACKUP_FOOTER = 3,
 };
 
 struct backup_footer {
     uint64_t entries;
-    uint64_t records;
     uint64_t blocks; /* before the footer */
     uint64_t bytes; /* of the file before the footer */
-    uint64_t end_lsn;
 };
-enum { BACKUP_FOOTER_SIZE = 40 };
+enum { BACKUP_FOOTER_SIZE = 24 };
 
 void backup_header_encode(uint8_t at[BACKUP_HEADER_SIZE], const struct backup_header *header);
-/* ERR_CORRUPT: not a backup, or damaged. ERR_MISMATCH: of a newer format. */
-enum err backup_header_decode(
-    const uint8_t at[BACKUP_HEADER_SIZE], struct backup_header *header_out) MUST_CHECK;
+/* ERR_CORRUPT: not a backup, or damaged. ERR_MISMATCH: of another format, *format_out. */
+enum err backup_header_decode(const uint8_t at[BACKUP_HEADER_SIZE],
+    struct backup_header *header_out, uint32_t *format_out) MUST_CHECK;
 void backup_footer_encode(uint8_t at[BACKUP_FOOTER_SIZE], const struct backup_footer *footer);
 enum err backup_footer_decode(struct bytes raw, struct backup_footer *footer_out) MUST_CHECK;
 
@@ -99,18 +97,14 @@ enum err backup_entry_append(struct buffer *raw, const struct backup_entry *entr
 enum err backup_entry_next(
     struct bytes *rest, uint32_t ranges, struct backup_entry *entry_out) MUST_CHECK;
 
-struct backup_record {
-    uint64_t lsn;
-    uint64_t group;
-    uint8_t type;
-    struct bytes payload;
+/* Where one range was. The block has all of them, ranges 0 to header.ranges, in order. */
+struct backup_range {
+    uint64_t index;
+    uint64_t term;
+    uint64_t hash;
 };
-enum err backup_record_append(struct buffer *raw, const struct backup_record *record) MUST_CHECK;
-enum err backup_record_next(struct bytes *rest, struct backup_record *record_out) MUST_CHECK;
-/* The effects of a record's payload, one by one: *rest starts as the payload, *begun false.
- * Checks what effect_next() leaves to its caller: ids of ranges, sizes. ERR_NOT_FOUND at the
- * end. */
-enum err backup_effect_next(
-    struct bytes *rest, bool *begun, uint32_t ranges, struct effect *effect_out) MUST_CHECK;
+enum err backup_range_append(struct buffer *raw, const struct backup_range *range) MUST_CHECK;
+/* ERR_NOT_FOUND at the end, ERR_CORRUPT. */
+enum err backup_range_next(struct bytes *rest, struct backup_range *range_out) MUST_CHECK;
 
 #endif

@@ -30,6 +30,7 @@ enum {
     ADMIT_WAIT_MS = 10000,
     AHEAD = 16, /* records whose cache misses overlap */
     CHECK_MS = 2000, /* of a start, for looking whether the store is whole */
+    WAITERS_MAX = 8,
     SEAL_SLOTS = 8, /* of log grown since the last seal: metas alone are worth a checkpoint then */
 };
 
@@ -39,6 +40,13 @@ struct layer {
     bool used; /* something was applied to it */
     lsn_t last; /* embedded: of what was applied; of a sealed one: what the checkpoint reaches */
     uint64_t first_ns; /* when the first record came */
+};
+
+/* who asked for a checkpoint */
+struct waiter {
+    void (*done)(void *ctx, enum err err);
+    void *ctx;
+    uint64_t seal; /* number of the seal that covers what was applied then */
 };
 
 struct engine {
@@ -63,10 +71,8 @@ struct engine {
     uint64_t segment;
     size_t seal_bytes;
     bool seal_wanted;
-    void (*checkpoint_done)(void *ctx, enum err err);
-    void *checkpoint_ctx;
-    bool waiting; /* a requested checkpoint covers what was applied when it was asked for */
-    uint64_t waiting_for; /* number of the seal that does */
+    struct waiter waiters[WAITERS_MAX];
+    uint32_t waiter_count;
     uint64_t seals;
     uint64_t sealed_segment; /* newest of the log at the last seal */
     int64_t expired_from; /* expiries before this were handed out already */
@@ -175,6 +181,24 @@ static void trim_log(struct engine *engine)
     wal_trim(engine->wal, lsn);
 }
 
+/* The store now has what the last seal had, and nothing else: the next seal comes after this. */
+static void tell_waiters(struct engine *engine)
+{
+    struct waiter ready[WAITERS_MAX];
+    uint32_t count = 0, kept = 0;
+    for (uint32_t i = 0; i < engine->waiter_count; i++) {
+        struct waiter waiter = engine->waiters[i];
+        if (waiter.seal <= engine->seals) {
+            ready[count++] = waiter;
+        } else {
+            engine->waiters[kept++] = waiter;
+        }
+    }
+    engine->waiter_count = kept;
+    for (uint32_t i = 0; i < count; i++)
+        ready[i].done(ready[i].ctx, OK);
+}
+
 /* takes over a finished checkpoint */
 static void publish(struct engine *engine)
 {
@@ -188,10 +212,7 @@ static void publish(struct engine *engine)
     engine->sealed.memtable = NULL;
     layer_close(&engine->sealed);
     trim_log(engine);
-    if (engine->waiting && engine->seals >= engine->waiting_for) {
-        engine->waiting = false;
-        engine->checkpoint_done(engine->checkpoint_ctx, OK);
-    }
+    tell_waiters(engine);
 }
 
 static bool low_water_moved(const struct engine *engine)
@@ -246,7 +267,7 @@ static void maintain(struct engine *engine)
         if (err != OK) log_warn("cannot seal the memtable now", "error=%s", err_name(err));
     }
     /* the pause between steps leaves the disk to the log, unless writers are ahead */
-    bool behind = overfill(engine) > -THROTTLE_SLACK_PERCENT / 200.0 || engine->waiting;
+    bool behind = overfill(engine) > -THROTTLE_SLACK_PERCENT / 200.0 || engine->waiter_count > 0;
     atomic_store(&engine->checkpoint.pause_us, behind ? 0 : CHECKPOINT_PAUSE_US);
 }
 
@@ -1156,7 +1177,7 @@ void engine_expired(struct engine *engine, int64_t until, uint32_t limit,
 
 void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err err), void *ctx)
 {
-    if (engine->waiting) {
+    if (engine->waiter_count == WAITERS_MAX) {
         done(ctx, ERR_BUSY);
         return;
     }
@@ -1165,12 +1186,19 @@ void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err e
         done(ctx, OK);
         return;
     }
-    engine->waiting = true;
-    engine->waiting_for = engine->seals + (needed ? 1 : 0);
-    engine->checkpoint_done = done;
-    engine->checkpoint_ctx = ctx;
+    engine->waiters[engine->waiter_count++] =
+        (struct waiter){.done = done, .ctx = ctx, .seal = engine->seals + (needed ? 1 : 0)};
     if (needed) engine->seal_wanted = true;
     maintain(engine);
+}
+
+void engine_checkpoint_forget(struct engine *engine, const void *ctx)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < engine->waiter_count; i++) {
+        if (engine->waiters[i].ctx != ctx) engine->waiters[kept++] = engine->waiters[i];
+    }
+    engine->waiter_count = kept;
 }
 
 bool engine_range_in_memory(const struct engine *engine, uint16_t range)

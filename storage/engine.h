@@ -133,8 +133,11 @@ uint64_t engine_count_range(struct engine *engine, uint16_t range, uint16_t buck
 void engine_expired(struct engine *engine, int64_t until, uint32_t limit,
     void (*each)(void *ctx, uint16_t range, struct bytes key), void *ctx);
 
-/* Seals now and calls done(ctx) (from engine_poll) when all applied so far is in the bottom store. */
+/* Seals as soon as it can and calls done(ctx) (from engine_poll, or at once) when all applied so far is in the bottom
+ * store: in done() the store holds exactly what was applied when that seal was made. ERR_BUSY: too many wait. */
 void engine_checkpoint(struct engine *engine, void (*done)(void *ctx, enum err err), void *ctx);
+/* Whoever waits with this ctx does not any more. */
+void engine_checkpoint_forget(struct engine *engine, const void *ctx);
 /* Simulator and shutdown: does one step of the checkpoint in the caller's thread. False: nothing to do. */
 bool engine_checkpoint_step(struct engine *engine);
 

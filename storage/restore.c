@@ -18,15 +18,16 @@
 /* Reading a backup, for verification and for restoring: one pass, the file taken for hostile. Memory
  * grows only as bytes really arrive, and never beyond what the format allows for a block.
  *
- * Restoring puts the image and then the records, in order, into a new bottom store in a temporary
- * folder beside the target, and renames that. Until the rename the target does not change, after it
+ * Restoring puts the entries into a new bottom store in a temporary folder beside the target, and renames that. Until the rename the target does not change, after it
  * the target is complete. No file of the backup is ever adopted as it is.
  *
  * The restored store is the start of another history: it gets a cluster id and a node id of its own, so that
- * members of the old cluster never take it for one of theirs. Its log begins after the end of
- * the backup and is absent at first; the store's meta says that this is meant. */
+ * members of the old cluster never take it for one of theirs. Every range goes on from the index it had, as a
+ * group of whoever starts on it (RANGE_META_GENESIS); of range 0 only the names of buckets are taken, because members
+ * and placement were the old cluster's. The log begins after the backup's LSN and is absent at first; the
+ * store's meta says that this is meant. */
 
-enum { READ_STEP = 1 << 20, BATCH_BYTES = 4 << 20, CLEAR_STEP = 20000, ATTEMPTS = 40 };
+enum { READ_STEP = 1 << 20, BATCH_BYTES = 4 << 20, ATTEMPTS = 40 };
 
 struct reader {
     const char *name;
@@ -38,8 +39,8 @@ struct reader {
     struct backup_footer footer; /* counted here, compared with the file's */
     uint16_t last_range;
     struct buffer last_key;
-    uint64_t last_lsn;
     struct buffer stored, raw;
+    struct buffer ranges; /* the content of the block of ranges */
     char *detail;
     size_t detail_size;
 };
@@ -47,7 +48,7 @@ struct reader {
 /* What to do with what was read; NULL members: only check. */
 struct sink {
     void *ctx;
-    enum err (*batch)(void *ctx, enum backup_kind kind, struct bytes raw);
+    enum err (*batch)(void *ctx, struct bytes raw);
     void (*progress)(void *ctx, uint64_t done, uint64_t total);
     void *progress_ctx;
 };
@@ -123,37 +124,47 @@ static enum err check_entries(struct reader *reader)
     }
 }
 
-static enum err check_records(struct reader *reader)
+static enum err check_ranges(struct reader *reader)
 {
     struct bytes rest = buffer_view(&reader->raw);
-    for (;;) {
-        struct backup_record record;
-        enum err err = backup_record_next(&rest, &record);
-        if (err == ERR_NOT_FOUND) return OK;
-        TRY(err);
-        if (record.lsn <= reader->last_lsn || record.type != WAL_RECORD_WRITE) return ERR_CORRUPT;
-        reader->last_lsn = record.lsn;
-        struct bytes effects = record.payload;
-        struct effect effect;
-        bool begun = false;
-        do {
-            err = backup_effect_next(&effects, &begun, reader->header.ranges, &effect);
-        } while (err == OK);
-        if (err != ERR_NOT_FOUND) return err;
-        reader->footer.records++;
-    }
+    struct backup_range range;
+    uint64_t count = 0;
+    enum err err;
+    if (reader->footer.blocks > 0) return ERR_CORRUPT;
+    while ((err = backup_range_next(&rest, &range)) == OK)
+        count++;
+    if (err != ERR_NOT_FOUND || count != (uint64_t)reader->header.ranges + 1) return ERR_CORRUPT;
+    struct bytes raw = buffer_view(&reader->raw);
+    buffer_reset(&reader->ranges, SIZE_MAX);
+    return buffer_append(&reader->ranges, raw.at, raw.size);
 }
 
 static enum err check_footer(struct reader *reader, uint64_t offset)
 {
     struct backup_footer footer;
     TRY(backup_footer_decode(buffer_view(&reader->raw), &footer));
-    if (footer.entries != reader->footer.entries || footer.records != reader->footer.records ||
-        footer.blocks != reader->footer.blocks || footer.bytes != offset ||
-        footer.end_lsn < reader->last_lsn)
+    if (footer.entries != reader->footer.entries || footer.blocks != reader->footer.blocks ||
+        footer.bytes != offset)
         return ERR_CORRUPT;
     reader->footer = footer;
     return OK;
+}
+
+static enum err check_block(
+    struct reader *reader, enum backup_kind kind, uint64_t offset, bool *end_out)
+{
+    /* the ranges come first, and only then */
+    if ((kind == BACKUP_RANGES) != (reader->footer.blocks == 0)) return ERR_CORRUPT;
+    switch (kind) {
+    case BACKUP_ENTRIES:
+        return check_entries(reader);
+    case BACKUP_RANGES:
+        return check_ranges(reader);
+    case BACKUP_FOOTER:
+        *end_out = true;
+        return check_footer(reader, offset);
+    }
+    return ERR_CORRUPT;
 }
 
 static enum err read_block(struct reader *reader, const struct sink *sink, bool *end_out)
@@ -176,24 +187,12 @@ static enum err read_block(struct reader *reader, const struct sink *sink, bool 
     err = backup_unpack(&reader->codec, &block, buffer_view(&reader->stored), &reader->raw);
     if (err == ERR_CORRUPT) return damaged(reader, offset, "fails its checksum");
     if (err != OK) return explain(reader, err, "%s.", err_text(err));
-    switch (block.kind) {
-    case BACKUP_ENTRIES:
-        /* All of the image comes before all of the records. */
-        err = reader->footer.records > 0 ? ERR_CORRUPT : check_entries(reader);
-        break;
-    case BACKUP_RECORDS:
-        err = check_records(reader);
-        break;
-    case BACKUP_FOOTER:
-        err = check_footer(reader, offset);
-        *end_out = true;
-        break;
-    }
+    err = check_block(reader, block.kind, offset, end_out);
     if (err == ERR_CORRUPT) return damaged(reader, offset, "has content that makes no sense");
     if (err != OK) return explain(reader, err, "%s.", err_text(err));
     if (!*end_out) reader->footer.blocks++;
-    if (sink->batch != NULL && !*end_out) {
-        err = sink->batch(sink->ctx, block.kind, buffer_view(&reader->raw));
+    if (sink->batch != NULL && block.kind == BACKUP_ENTRIES) {
+        err = sink->batch(sink->ctx, buffer_view(&reader->raw));
         if (err != OK && reader->detail[0] == 0)
             return explain(reader, err, "restoring stopped: %s.", err_text(err));
         TRY(err);
@@ -221,12 +220,17 @@ static enum err reader_open(
     enum err err = read_bytes(reader, header, sizeof header);
     if (err == ERR_TRUNCATED) return explain(reader, ERR_CORRUPT, "is too short to be a backup.");
     TRY(err);
-    err = backup_header_decode(header, &reader->header);
+    uint32_t format = 0;
+    err = backup_header_decode(header, &reader->header, &format);
+    if (err == ERR_MISMATCH && format < BACKUP_FORMAT)
+        return explain(reader, err,
+            "was made by a pre-release of Duramen, whose backups cannot be read any more; restore "
+            "it with that "
+            "version.");
     if (err == ERR_MISMATCH)
         return explain(reader, err, "was made by a newer version of Duramen; use that version.");
     if (err != OK)
         return explain(reader, err, "is not a Duramen backup, or its header is damaged.");
-    reader->last_lsn = reader->header.start_lsn;
     err = backup_unpacker_init(&reader->codec, header);
     if (err != OK) return explain(reader, err, "%s.", err_text(err));
     return OK;
@@ -239,6 +243,7 @@ static void reader_close(struct reader *reader)
     buffer_deinit(&reader->stored);
     buffer_deinit(&reader->raw);
     buffer_deinit(&reader->last_key);
+    buffer_deinit(&reader->ranges);
 }
 
 static enum err read_all(struct reader *reader, const struct sink *sink)
@@ -257,10 +262,9 @@ static void fill_info(const struct reader *reader, struct backup_info *info_out)
 {
     *info_out = (struct backup_info){
         .ranges = reader->header.ranges,
-        .end_lsn = reader->footer.end_lsn,
+        .end_lsn = reader->header.lsn,
         .wall_ms = reader->header.wall_ms,
         .entries = reader->footer.entries,
-        .records = reader->footer.records,
         .bytes = reader->offset,
     };
     for (int i = 0; i < 16; i++)
@@ -291,9 +295,15 @@ struct target {
     const struct kv_ops *ops;
     struct kv *kv;
     uint32_t ranges;
-    struct buffer batch; /* blocks of one kind that are not written yet */
-    enum backup_kind kind;
+    struct buffer batch; /* entries that are not written yet */
 };
+
+/* Of the system's range, whose keys are in bucket 0, what belongs to the data: the buckets' names. */
+static bool taken_over(const struct backup_entry *entry)
+{
+    return entry->range != 0 ||
+        bytes_have_prefix(entry->key, bytes_of((const uint8_t *)"\0\0bucket/", 9));
+}
 
 static enum err put_entries(struct target *target, struct kv_write *write)
 {
@@ -303,58 +313,8 @@ static enum err put_entries(struct target *target, struct kv_write *write)
         enum err err = backup_entry_next(&rest, target->ranges, &entry);
         if (err == ERR_NOT_FOUND) return OK;
         TRY(err);
+        if (!taken_over(&entry)) continue;
         TRY(target->ops->put(write, entry.range, entry.key, &entry.value));
-    }
-}
-
-static enum err clear_bucket(
-    struct target *target, struct kv_write *write, const struct effect *effect)
-{
-    bool done = false;
-    while (!done)
-        TRY(target->ops->clear(write, effect->range, effect->bucket, CLEAR_STEP, &done));
-    return OK;
-}
-
-static enum err put_effects(
-    struct target *target, struct kv_write *write, struct backup_record *record)
-{
-    struct bytes rest = record->payload;
-    bool begun = false;
-    for (;;) {
-        struct effect effect;
-        enum err err = backup_effect_next(&rest, &begun, target->ranges, &effect);
-        if (err == ERR_NOT_FOUND) return OK;
-        TRY(err);
-        if (effect.kind == EFFECT_CLEAR_BUCKET) {
-            TRY(clear_bucket(target, write, &effect));
-            continue;
-        }
-        uint8_t key[KEY_SIZE_MAX_STORED];
-        struct bytes stored_key = effect_stored_key(key, effect.bucket, effect.key);
-        if (effect.kind == EFFECT_DELETE) {
-            TRY(target->ops->del(write, effect.range, stored_key));
-            continue;
-        }
-        struct value value = {
-            .bytes = effect.value,
-            .expires_ms = effect.expires_ms,
-            .version = record->lsn,
-            .flags = effect.flags,
-        };
-        TRY(target->ops->put(write, effect.range, stored_key, &value));
-    }
-}
-
-static enum err put_records(struct target *target, struct kv_write *write)
-{
-    struct bytes rest = buffer_view(&target->batch);
-    for (;;) {
-        struct backup_record record;
-        enum err err = backup_record_next(&rest, &record);
-        if (err == ERR_NOT_FOUND) return OK;
-        TRY(err);
-        TRY(put_effects(target, write, &record));
     }
 }
 
@@ -366,19 +326,37 @@ static enum err put_number(
     return target->ops->meta_put(write, name, bytes_of(bytes, sizeof bytes));
 }
 
-static enum err put_meta(
-    struct target *target, struct kv_write *write, const uint8_t node_id[16], lsn_t lsn)
+static enum err put_ranges(struct target *target, struct kv_write *write, struct bytes ranges)
 {
+    for (uint32_t id = 0; id <= target->ranges; id++) {
+        struct backup_range range;
+        TRY(backup_range_next(&ranges, &range));
+        struct range_meta meta = {
+            .index = range.index,
+            .term = range.term,
+            .hash = range.hash,
+            .hard_term = range.term,
+            .flags = RANGE_META_GENESIS,
+        };
+        char name[32];
+        uint8_t encoded[RANGE_META_BYTES_MAX];
+        snprintf(name, sizeof name, META_RANGE_FORMAT, id);
+        size_t size = range_meta_encode(encoded, &meta);
+        TRY(target->ops->meta_put(write, name, bytes_of(encoded, size)));
+    }
+    return OK;
+}
+
+static enum err put_meta(struct target *target, struct kv_write *write, const uint8_t node_id[16],
+    const struct reader *reader)
+{
+    lsn_t lsn = reader->header.lsn;
     uint8_t ranges[4], absent = 1;
     store_u32(ranges, target->ranges + 1);
     TRY(target->ops->meta_put(write, META_STORE, bytes_of(node_id, 16)));
     TRY(target->ops->meta_put(write, META_RANGES, bytes_of(ranges, sizeof ranges)));
     TRY(target->ops->meta_put(write, META_LOG_ABSENT, bytes_of(&absent, 1)));
-    for (uint32_t range = 0; range <= target->ranges; range++) {
-        char name[32];
-        snprintf(name, sizeof name, META_RANGE_FORMAT, range);
-        TRY(put_number(target, write, name, lsn));
-    }
+    TRY(put_ranges(target, write, buffer_view(&reader->ranges)));
     TRY(put_number(target, write, META_PROMISED, lsn));
     return put_number(target, write, META_APPLIED, lsn);
 }
@@ -392,8 +370,7 @@ static enum err flush_batch(struct target *target)
         struct kv_write *write;
         err = target->ops->write_begin(target->kv, &write);
         if (err != OK) continue;
-        err = target->kind == BACKUP_ENTRIES ? put_entries(target, write)
-                                             : put_records(target, write);
+        err = put_entries(target, write);
         if (err == OK)
             err = target->ops->commit(write);
         else
@@ -403,21 +380,20 @@ static enum err flush_batch(struct target *target)
     return err;
 }
 
-static enum err on_batch(void *ctx, enum backup_kind kind, struct bytes raw)
+static enum err on_batch(void *ctx, struct bytes raw)
 {
     struct target *target = ctx;
-    if (kind != target->kind) TRY(flush_batch(target));
-    target->kind = kind;
     TRY(buffer_append(&target->batch, raw.at, raw.size));
     return target->batch.size >= BATCH_BYTES ? flush_batch(target) : OK;
 }
 
-static enum err finish_target(struct target *target, const uint8_t node_id[16], lsn_t lsn)
+static enum err finish_target(
+    struct target *target, const uint8_t node_id[16], const struct reader *reader)
 {
     TRY(flush_batch(target));
     struct kv_write *write;
     TRY(target->ops->write_begin(target->kv, &write));
-    enum err err = put_meta(target, write, node_id, lsn);
+    enum err err = put_meta(target, write, node_id, reader);
     if (err == OK) return target->ops->commit(write);
     target->ops->abort(write);
     return err;
@@ -466,8 +442,7 @@ static enum err check_empty(const char *path)
 /* Fills the folder `path`, which exists and is empty. */
 static enum err fill_folder(struct reader *reader, struct sink *sink, const char *path)
 {
-    struct target target = {
-        .ops = &kv_lmdb, .ranges = reader->header.ranges, .kind = BACKUP_ENTRIES};
+    struct target target = {.ops = &kv_lmdb, .ranges = reader->header.ranges};
     struct folder_identity identity = {.format = FOLDER_FORMAT, .ranges = reader->header.ranges};
     TRY(folder_random_id(identity.cluster_id));
     TRY(folder_random_id(identity.node_id));
@@ -486,10 +461,10 @@ static enum err fill_folder(struct reader *reader, struct sink *sink, const char
     sink->ctx = &target;
     sink->batch = on_batch;
     enum err err = read_all(reader, sink);
-    if (err == OK) err = finish_target(&target, identity.node_id, reader->footer.end_lsn);
+    if (err == OK) err = finish_target(&target, identity.node_id, reader);
     target.ops->close(target.kv);
     buffer_deinit(&target.batch);
-    identity.restored_lsn = reader->footer.end_lsn;
+    identity.restored_lsn = reader->header.lsn;
     if (err == OK) err = sync_folder(db);
     if (err == OK) err = folder_write_identity(path, &identity);
     return err;

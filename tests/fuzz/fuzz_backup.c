@@ -40,19 +40,18 @@ static void entries(struct bytes rest, uint32_t ranges)
     buffer_deinit(&again);
 }
 
-static void records(struct bytes rest, uint32_t ranges)
+static void ranges(struct bytes rest)
 {
-    struct backup_record record;
-    while (backup_record_next(&rest, &record) == OK) {
-        struct bytes effects = record.payload;
-        struct effect effect;
-        bool begun = false;
-        while (backup_effect_next(&effects, &begun, ranges, &effect) == OK) {
-            ASSERT(effect.range <= ranges);
-            touch(effect.key);
-            touch(effect.value);
-        }
+    struct backup_range range;
+    struct buffer again = {0};
+    while (backup_range_next(&rest, &range) == OK) {
+        ASSERT(range.index < BACKUP_LSN_END);
+        buffer_reset(&again, 4096);
+        if (backup_range_append(&again, &range) != OK) break;
+        ASSERT(bytes_equal(
+            buffer_view(&again), bytes_of(rest.at - BACKUP_RANGE_SIZE, BACKUP_RANGE_SIZE)));
     }
+    buffer_deinit(&again);
 }
 
 static void file(const uint8_t *at, size_t size)
@@ -63,7 +62,8 @@ static void file(const uint8_t *at, size_t size)
     if (size < sizeof head) return;
     memcpy(head, at, sizeof head);
     store_u32(head + 252, crc32c(0, head, 252));
-    if (backup_header_decode(head, &header) != OK) return;
+    uint32_t format;
+    if (backup_header_decode(head, &header, &format) != OK) return;
     if (backup_unpacker_init(&codec, head) != OK) return;
     struct buffer raw = {0};
     size_t offset = sizeof head;
@@ -78,7 +78,7 @@ static void file(const uint8_t *at, size_t size)
         ASSERT(buffer_view(&raw).size == block.raw_size);
         struct backup_footer footer;
         if (block.kind == BACKUP_ENTRIES) entries(buffer_view(&raw), header.ranges);
-        if (block.kind == BACKUP_RECORDS) records(buffer_view(&raw), header.ranges);
+        if (block.kind == BACKUP_RANGES) ranges(buffer_view(&raw));
         if (block.kind == BACKUP_FOOTER) (void)!backup_footer_decode(buffer_view(&raw), &footer);
         offset += block.stored_size;
     }
@@ -118,7 +118,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         entries(bytes_of(data + 1, size - 1), 64);
         break;
     case 2:
-        records(bytes_of(data + 1, size - 1), 64);
+        ranges(bytes_of(data + 1, size - 1));
         break;
     case 3:
         identity(data + 1, size - 1);

@@ -110,6 +110,7 @@ void replica_open(struct replica *replica)
         .low_water = low_water,
         .keep_after = keep_after,
     };
+    memcpy(config.store_id, replica->store_id, 16);
     struct engine *engine;
     enum err err = engine_open(&config, &replica->report, &engine);
     cr_assert_eq(err, OK, "%s: %s", err_name(err), replica->report.detail);

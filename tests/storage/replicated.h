@@ -36,6 +36,7 @@ struct replica {
     bool power_cut; /* an open failed because of it */
     const struct kv_ops *kv; /* sim_kv unless set */
     const char *kv_folder;
+    uint8_t store_id[16];
     bool background;
 };
 

@@ -16,8 +16,7 @@ Test(expiry_heap, gives_the_earliest_first_and_nothing_that_is_not_due)
         uint64_t expires = 1 + prng_below(&prng, 1000);
         char key[32];
         int size = snprintf(key, sizeof key, "%llu", (unsigned long long)expires);
-        cr_assert_eq(
-            expiry_heap_add(&heap, (int64_t)expires, 5, bytes_of(key, (size_t)size)), OK);
+        cr_assert_eq(expiry_heap_add(&heap, (int64_t)expires, 5, bytes_of(key, (size_t)size)), OK);
     }
     int64_t last = 0;
     int taken = 0;
