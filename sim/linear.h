@@ -19,7 +19,7 @@ enum linear_verdict { LINEAR, NOT_LINEAR, GAVE_UP };
 enum { LINEAR_EXPLAIN_MAX = 24 };
 
 struct linear_settings {
-    uint64_t steps_max; /* per key; 0: the default, 4,000,000 */
+    uint64_t steps_max; /* per key; 0: the default, 8,000,000 (a few seconds) */
     uint32_t cache_max; /* remembered places per key; 0: the default, 4,000,000 (some 160 MiB) */
 };
 

@@ -7,13 +7,13 @@
  * time; what begins before the first end in it may come next. Taking an operation takes both its entries out,
  * going back puts them in again (in the opposite order, so plain links do).
  *
- * Five things keep it short. A place (which operations with answers are done, and the value) that
- * led nowhere is not entered again, nor is one that differs only by having used up more of those without:
- * places are remembered by a 128-bit hash. A read that fits is taken at once and never
- * reconsidered: whatever order works without it there works with it. Operations without an
- * answer come last, as most of them are not needed. In an order with as few of them as can be, what comes next
- * after one would not be the same without it; so nothing else is tried. And of those that are the same but
- * for their time only the earliest is tried. */
+ * Six things keep it short. A place (which operations with answers are done, and the value) that led nowhere
+ * is not entered again, nor is one that differs only by having used up more of those without: places are
+ * remembered by a 128-bit hash. A read that fits is taken at once and never reconsidered: whatever order works
+ * without it there works with it. Operations without an answer come last, as most of them are not needed. In
+ * an order with as few of them as can be, what comes next after one would not be the same without it; so
+ * nothing else is tried. Of those that are the same but for their time only the earliest is tried. And
+ * appends without an answer are not tried if nothing that can come next can show them. */
 
 enum { NIL = UINT32_MAX };
 
@@ -366,6 +366,57 @@ static bool has_elder(const struct search *search, uint32_t unknown)
     return false;
 }
 
+/* After an append without an answer has made `before` into `after`: can `op` come next, or after more such
+ * appends, and show the difference? */
+static bool shows_append(const struct search *search, const struct history_op *op,
+    history_value before, history_value after)
+{
+    enum { NUMBER_SIZE_MAX = 20 };
+    const struct history *history = search->history;
+    struct bytes start = history_bytes(history, after);
+    history_value seen = op->result;
+    switch (op->kind) {
+    case HISTORY_CAS:
+        if (before == op->expected) return true;
+        seen = op->expected;
+        break;
+    case HISTORY_GET:
+    case HISTORY_GETSET:
+        if (op->outcome != HISTORY_OK) return false;
+        break;
+    case HISTORY_APPEND:
+        return op->outcome == HISTORY_OK &&
+            (uint64_t)op->answer >= start.size + history_bytes(history, op->argument).size;
+    case HISTORY_INCR:
+        return start.size <= NUMBER_SIZE_MAX;
+    case HISTORY_SETNX:
+    case HISTORY_DEL:
+        return before == HISTORY_NONE;
+    case HISTORY_SET:
+        return false;
+    }
+    return seen != HISTORY_NONE && bytes_have_prefix(history_bytes(history, seen), start);
+}
+
+/* Orders of appends are many, and most lead to values that nobody can have seen. */
+static bool append_in_vain(const struct search *search, history_value after)
+{
+    const struct history_op *ops = search->history->ops;
+    uint32_t entry = candidate_from(search, search->next[head_of(search)]);
+    for (; entry != NIL; entry = candidate_from(search, search->next[entry])) {
+        if (shows_append(search, &ops[op_of(search, entry)], search->state, after)) return false;
+    }
+    for (uint32_t i = 0; i < search->unknown_count; i++) {
+        const struct history_op *op = &ops[search->unknown[i]];
+        /* those with an answer to come are seen like the others */
+        bool shows =
+            op->outcome == HISTORY_OK || op->kind == HISTORY_INCR || op->kind == HISTORY_CAS;
+        if (shows && !is_used(search, i) && shows_append(search, op, search->state, after))
+            return false;
+    }
+    return true;
+}
+
 static bool take_unknown(struct search *search, uint32_t from)
 {
     history_value state;
@@ -376,6 +427,7 @@ static bool take_unknown(struct search *search, uint32_t from)
         if (is_used(search, i) || has_elder(search, i)) continue;
         uint32_t entry = head_of(search) + i;
         if (!fits(search, entry, &state) || state == search->state) continue;
+        if (op->kind == HISTORY_APPEND && append_in_vain(search, state)) continue;
         if (try_take(search, entry)) return true;
     }
     return false;
@@ -535,7 +587,7 @@ static bool search_init(struct search *search, struct history *history, uint32_t
         .next = malloc(2 * room * sizeof *search->next),
         .before = malloc(2 * room * sizeof *search->before),
         .frames = malloc(room * sizeof *search->frames),
-        .steps_max = settings->steps_max > 0 ? settings->steps_max : 4000000,
+        .steps_max = settings->steps_max > 0 ? settings->steps_max : 8000000,
         .cache.count_max = settings->cache_max > 0 ? settings->cache_max : 4000000,
     };
     return search->known != NULL && search->unknown != NULL && search->used != NULL &&

@@ -304,6 +304,7 @@ struct generator {
     uint32_t count, clients;
     unsigned unknown_percent, failed_percent;
     bool unique; /* a register whose values are written once */
+    bool sure_appends; /* appends have an answer */
 };
 
 static history_value small_value(struct generator *generator)
@@ -375,6 +376,7 @@ static void generate(struct generator *generator)
         bool failed = op.outcome == HISTORY_FAILED ||
             prng_chance(&generator->prng, generator->failed_percent, 100);
         bool unknown = !failed && prng_chance(&generator->prng, generator->unknown_percent, 100);
+        if (op.kind == HISTORY_APPEND && generator->sure_appends) unknown = false;
         if (failed) op.outcome = HISTORY_FAILED;
         if (!failed && (!unknown || prng_chance(&generator->prng, 1, 2)))
             history_apply(&history, &op, state, &state, &exhausted);
@@ -470,6 +472,16 @@ Test(history, search_and_reference_agree_on_everything_else)
     cr_assert_lt(illegal, 36000);
 }
 
+Test(history, search_and_reference_agree_when_half_the_answers_are_missing)
+{
+    unsigned illegal = 0;
+    struct generator generator = {.unknown_percent = 50, .failed_percent = 5};
+    prng_init(&generator.prng, 3);
+    compare(&generator, 40000, &illegal);
+    cr_assert_gt(illegal, 2000);
+    cr_assert_lt(illegal, 38000);
+}
+
 Test(history, long_histories_are_decided)
 {
     struct linear_settings settings = {0};
@@ -508,6 +520,25 @@ Test(history, search_decides_a_long_register_too)
         enum linear_verdict verdict = linear_zones(&history, ops, count, &zones);
         cr_assert_eq(verdict, i > 1 ? NOT_LINEAR : LINEAR);
         cr_assert_eq(linear_search(&history, ops, count, &settings, &search), verdict);
+        history_deinit(&history);
+    }
+}
+
+Test(history, one_wrong_answer_in_a_long_history_is_found)
+{
+    struct linear_settings settings = {0};
+    struct generator generator = {
+        .count = 5000, .clients = 6, .unknown_percent = 1, .sure_appends = true};
+    prng_init(&generator.prng, 9);
+    for (unsigned i = 0; i < 6; i++) {
+        struct linear_report report;
+        generate(&generator);
+        uint32_t wrong = 800;
+        while (history.ops[wrong].kind != HISTORY_GET || history.ops[wrong].outcome != HISTORY_OK)
+            wrong++;
+        history.ops[wrong].result = history_intern(&history, bytes_of_text("of nobody"));
+        cr_assert_eq(linear_check(&history, &settings, &report), NOT_LINEAR, "%u", i);
+        cr_assert_eq(report.prefix, wrong, "the shortest beginning ends with it");
         history_deinit(&history);
     }
 }
