@@ -100,7 +100,7 @@ void raft_restore_entry(
     if (index < raft->first) return;
     ASSERT(index <= raft->last + 1);
     if (index <= raft->last) raft_log_truncate(raft, index);
-    bool room = raft_log_has_room(raft, term);
+    bool room = raft_log_has_room(raft, index, term);
     ASSERT(room);
     raft_log_append(raft, term);
     raft->persisted = raft->last;
@@ -238,7 +238,7 @@ static void pre_campaign(struct raft *raft)
 static bool may_campaign(struct raft *raft)
 {
     return !raft->faulty && !raft->diverged && raft_config_is_voter(&raft->config, raft->self) &&
-        raft_log_has_room(raft, raft->term + 1);
+        raft_log_has_room(raft, raft->last + 1, raft->term + 1);
 }
 
 /* Somebody leads and was heard lately: votes for others are not considered. */
@@ -366,10 +366,11 @@ static uint64_t take_entries(struct raft *raft, const struct raft_message *messa
         i++;
     }
     if (i == count && !PLANTED_BUG(31)) return message->index + count;
+    if (i < count && !raft_log_has_room(raft, index + i, terms[i])) return index + i - 1;
     accept_out->first = index + i;
     accept_out->truncates = index + i <= raft->last;
     if (accept_out->truncates) raft_log_truncate(raft, index + i);
-    for (; i < count && raft_log_has_room(raft, terms[i]); i++) {
+    for (; i < count && raft_log_has_room(raft, raft->last + 1, terms[i]); i++) {
         raft_log_append(raft, terms[i]);
         if (configs != NULL && configs[i] != NULL) raft_config_apply(raft, configs[i], raft->last);
     }
@@ -419,6 +420,8 @@ static void on_heartbeat(struct raft *raft, const struct raft_message *message)
     struct raft_message *reply = raft_emit(raft, RAFT_HEARTBEAT_REPLY, message->from);
     reply->round = message->round;
     reply->lazy = message->lazy;
+    reply->index = raft->last;
+    reply->log_term = raft_last_term(raft);
 }
 
 /* The sender is behind: it learns the term, so that a node that is alone with a higher one (it voted in an

@@ -64,7 +64,7 @@ enum raft_message_type {
     RAFT_APPEND, /* made with raft_append_next(), never in raft_ready.messages */
     RAFT_APPEND_REPLY,
     RAFT_HEARTBEAT, /* carries commit (never beyond the peer's match) and the read round */
-    RAFT_HEARTBEAT_REPLY,
+    RAFT_HEARTBEAT_REPLY, /* index, log_term: the last entry, durable or not */
     RAFT_SNAPSHOT_REPLY, /* from the host: a snapshot at `index` is installed; or reject: it failed */
     RAFT_TIMEOUT_NOW, /* transfer: campaign at once, without pre-vote */
     RAFT_READ_INDEX, /* a follower's host asks for a read index (context = its own number) */

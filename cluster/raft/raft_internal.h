@@ -21,8 +21,9 @@ void raft_check(const struct raft *raft);
 
 /* raft_log.c */
 uint64_t raft_last_term(const struct raft *raft);
-/* Room for a run of this term? Drops committed runs of the past if that makes some. */
-bool raft_log_has_room(struct raft *raft, uint64_t term);
+/* Room for an entry of this term at `index`, what is there being truncated? Gives up the oldest run if that is
+ * committed and makes some. */
+bool raft_log_has_room(struct raft *raft, uint64_t index, uint64_t term);
 /* Appends the entry last + 1. */
 void raft_log_append(struct raft *raft, uint64_t term);
 /* Forgets the entries from index on; rolls the configuration back if it was among them. */
@@ -53,7 +54,8 @@ void raft_progress_reset(struct raft *raft);
 void raft_on_append_reply(struct raft *raft, const struct raft_message *message);
 void raft_on_snapshot_reply(struct raft *raft, const struct raft_message *message);
 /* An answer to a heartbeat: revives a probe, detects lost appends. */
-void raft_progress_revive(struct raft *raft, struct raft_progress *peer);
+void raft_progress_revive(
+    struct raft *raft, struct raft_progress *peer, const struct raft_message *message);
 /* Ends the SNAPSHOT state of peers that have long been silent. */
 void raft_progress_tick(struct raft *raft);
 

@@ -39,9 +39,11 @@ static void start_after(struct raft *raft, uint64_t index)
     raft->first = index + 1;
 }
 
-bool raft_log_has_room(struct raft *raft, uint64_t term)
+bool raft_log_has_room(struct raft *raft, uint64_t index, uint64_t term)
 {
-    if (raft_last_term(raft) == term || raft->run_count < RAFT_TERM_RUNS) return true;
+    ASSERT(index >= raft->first && index <= raft->last + 1);
+    uint32_t before = run_of(raft, index - 1);
+    if (before + 1 < RAFT_TERM_RUNS || raft->runs[before].term == term) return true;
     if (raft->runs[1].index > raft->commit) return false;
     start_after(raft, raft->runs[1].index);
     return true;

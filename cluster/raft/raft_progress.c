@@ -211,7 +211,8 @@ void raft_on_snapshot_reply(struct raft *raft, const struct raft_message *messag
     raft_snapshot_end(raft, message->from, !message->reject, message->index);
 }
 
-void raft_progress_revive(struct raft *raft, struct raft_progress *peer)
+void raft_progress_revive(
+    struct raft *raft, struct raft_progress *peer, const struct raft_message *message)
 {
     if (peer->match >= raft->last) return;
     if (peer->state == RAFT_PROBE) {
@@ -221,7 +222,11 @@ void raft_progress_revive(struct raft *raft, struct raft_progress *peer)
         uint64_t patience_ms = (uint64_t)raft->settings.heartbeat_ms * 2;
         if (peer->next > peer->match + 1 && raft->now_ms > peer->acked_ms + patience_ms) {
             peer->acked_ms = raft->now_ms;
-            become_probe(raft, peer, peer->match + 1);
+            /* a log that ends with an entry of this term is ours: it is only slow to the disk, or its answers
+             * got lost, and what arrived need not be sent again */
+            bool ours = message->log_term == raft->term && message->index <= raft->last;
+            uint64_t arrived = ours ? message->index : 0;
+            become_probe(raft, peer, (arrived > peer->match ? arrived : peer->match) + 1);
         } else {
             raft->append_due = true;
         }

@@ -85,7 +85,7 @@ void raft_on_heartbeat_reply(struct raft *raft, const struct raft_message *messa
     struct raft_progress *peer = raft_progress_of(raft, message->from);
     if (raft->role != RAFT_LEADER || peer == NULL || message->round > raft->round) return;
     if (message->round > peer->round) peer->round = message->round;
-    raft_progress_revive(raft, peer);
+    raft_progress_revive(raft, peer, message);
     if (confirm(raft) && raft->round_wanted && raft->round_confirmed >= raft->round_eager) {
         raft_round_start(raft, false);
     }

@@ -334,6 +334,24 @@ Test(raft, a_node_votes_once_in_a_term)
     sound();
 }
 
+Test(raft, a_learner_votes_if_it_is_asked)
+{
+    /* its log may lack the configuration that makes it a voter */
+    begin(3);
+    world_elect(&world, 1);
+    world_add_node(&world, 4);
+    world_propose_config(&world, 1, world_config("123", "", "4"));
+    world_settle(&world);
+    at(4)->leader = 0;
+    struct raft_message vote = {.type = RAFT_VOTE, .from = 2, .to = 4, .term = 9, .index = 50};
+    vote.log_term = 8;
+    world_send(&world, &vote);
+    world_deliver(&world, 0, false);
+    cr_assert_eq(at(4)->vote, 2);
+    world_timeout(&world, 4);
+    cr_assert_eq(at(4)->role, RAFT_FOLLOWER);
+}
+
 Test(raft, a_log_that_is_behind_gets_no_vote)
 {
     begin(3);
@@ -775,6 +793,19 @@ Test(raft, a_lost_append_is_sent_again)
     cr_assert_eq(raft_progress_of(at(1), 3)->state, RAFT_REPLICATE);
     world_run(&world, 500);
     cr_assert_eq(at(3)->last, at(1)->last);
+    /* one that arrived, but the answer did not: it is asked for, not sent once more */
+    world_propose(&world, 1);
+    world_deliver(&world, (uint32_t)world_find(&world, RAFT_APPEND, 1, 3), false);
+    world_flush(&world, 3);
+    world_drop(&world, (uint32_t)world_find(&world, RAFT_APPEND_REPLY, 3, 1));
+    world_settle(&world);
+    cr_assert_lt(raft_progress_of(at(1), 3)->match, at(1)->last);
+    world.tracing = true;
+    world_run(&world, 500);
+    world.tracing = false;
+    cr_assert_eq(raft_progress_of(at(1), 3)->match, at(1)->last);
+    cr_assert_not_null(strstr(world.trace, "1>3 APPEND t1"));
+    cr_assert_null(strstr(world.trace, "terms"), "%s", world.trace);
     /* and in a chain of many the gap shows by itself */
     for (int i = 0; i < 4; i++) {
         world_propose(&world, 1);
@@ -897,6 +928,32 @@ Test(raft, many_terms_in_the_log_give_up_the_oldest)
         cr_assert_eq(raft_term_at(at(1), i), i);
     }
     sound();
+}
+
+Test(raft, a_log_of_too_many_uncommitted_terms_takes_no_more)
+{
+    begin(3);
+    struct raft_message append = {.type = RAFT_APPEND, .from = 1, .to = 2, .term = 100};
+    uint64_t terms[50];
+    for (uint64_t i = 0; i < 50; i++) {
+        terms[i] = i + 1;
+    }
+    struct raft_accept accept;
+    raft_step(at(2), &append, terms, NULL, 50, &accept);
+    cr_assert_eq(accept.last, RAFT_TERM_RUNS - 1);
+    cr_assert_eq(at(2)->messages[0].index, accept.last, "and says so");
+    raft_ready_clear(at(2));
+    append.index = append.log_term = accept.last;
+    raft_step(at(2), &append, terms + append.index, NULL, 1, &accept);
+    cr_assert_gt(accept.first, accept.last);
+    cr_assert_not(accept.truncates);
+    raft_ready_clear(at(2));
+    append.commit = 20;
+    raft_step(at(2), &append, NULL, NULL, 0, &accept);
+    cr_assert_eq(at(2)->commit, 20);
+    raft_ready_clear(at(2));
+    raft_step(at(2), &append, terms + append.index, NULL, 15, &accept);
+    cr_assert_eq(accept.last, append.index + 15);
 }
 
 /* --- reads --- */

@@ -347,19 +347,19 @@ static void run(const char *name, int depth, uint64_t max, struct budget budget)
 Test(raft_explore, elections)
 {
     begin(true, false);
-    run("elections", 10, 1000000, (struct budget){.timeouts = 3, .crashes = 1});
+    run("elections", 10, 1500000, (struct budget){.timeouts = 3, .crashes = 1});
 }
 
 Test(raft_explore, elections_with_pre_votes)
 {
     begin(true, true);
-    run("elections with pre-votes", 12, 1000000, (struct budget){.timeouts = 2, .crashes = 1});
+    run("elections with pre-votes", 12, 1500000, (struct budget){.timeouts = 2, .crashes = 1});
 }
 
 Test(raft_explore, elections_with_slow_logs)
 {
     begin(false, false);
-    run("elections with slow logs", 14, 1000000, (struct budget){.timeouts = 2, .crashes = 1});
+    run("elections with slow logs", 14, 1500000, (struct budget){.timeouts = 2, .crashes = 1});
 }
 
 static void with_leader(bool flush_at_once)
@@ -373,14 +373,14 @@ static void with_leader(bool flush_at_once)
 Test(raft_explore, entries_and_a_new_leader)
 {
     with_leader(true);
-    run("entries and a new leader", 11, 1000000,
+    run("entries and a new leader", 11, 1500000,
         (struct budget){.timeouts = 1, .proposals = 2, .heartbeats = 1, .repeats = 1});
 }
 
 Test(raft_explore, entries_with_slow_logs_and_a_crash)
 {
     with_leader(false);
-    run("entries with slow logs", 12, 1000000,
+    run("entries with slow logs", 12, 1500000,
         (struct budget){.timeouts = 1, .proposals = 2, .crashes = 1});
 }
 
@@ -392,6 +392,6 @@ Test(raft_explore, what_is_left_of_failed_terms)
     world_give_log(&world, 2, "1", 1);
     world_give_log(&world, 3, "13", 1);
     world.batch = 1;
-    run("what is left of failed terms", 12, 1000000,
+    run("what is left of failed terms", 12, 1500000,
         (struct budget){.timeouts = 3, .heartbeats = 1});
 }
