@@ -12,6 +12,7 @@ struct client_request {
     const char *node; /* "host:port" */
     const char *path; /* "/status" */
     const char *password; /* NULL: none; sent as a bearer token */
+    bool post; /* without a body; else GET */
     /* Gets the body as it comes; false stops the transfer. Called only for status 200. */
     bool (*on_body)(void *ctx, struct bytes bytes);
     /* Called several times a second, with what is known: total 0 is unknown. May be NULL. */
@@ -19,7 +20,7 @@ struct client_request {
     void *ctx;
 };
 
-/* GET. OK: status 200 and the whole body was delivered. Else `detail` gets a sentence that names the
+/* OK: status 200 and the whole body was delivered. Else `detail` gets a sentence that names the
  * node and says what happened. ERR_CLOSED: not reached, or lost on the way; ERR_TRUNCATED: on_body
  * stopped it; ERR_PERMISSION: 401 or 403; ERR_IO: any other status. */
 enum err client_get(

@@ -66,6 +66,7 @@ __attribute__((constructor)) static void build_index(void)
     index_family(commands_connection);
     index_family(commands_server);
     index_family(commands_describe);
+    index_family(commands_once);
 }
 
 const struct command *command_table(uint32_t *count_out)
@@ -168,6 +169,42 @@ const struct command *command_resolve(uint32_t argc, const struct bytes *argv, s
         return NULL;
     }
     return command;
+}
+
+bool command_keys(const struct command *command, uint32_t argc, const struct bytes *argv,
+    uint32_t *first_out, uint32_t *last_out, uint32_t *step_out)
+{
+    uint32_t skipped = 0;
+    if ((command->flags & COMMAND_WRAPS) != 0) {
+        struct buffer ignored = {0};
+        skipped = WRAPPED;
+        command = argc > WRAPPED ? command_resolve(argc - WRAPPED, argv + WRAPPED, &ignored) : NULL;
+        buffer_deinit(&ignored);
+        if (command == NULL) return false;
+    }
+    if ((command->flags & COMMAND_KEYS) == 0) return false;
+    int64_t last = command->last_key < 0 ? (int64_t)argc + command->last_key
+                                         : (int64_t)skipped + command->last_key;
+    if (last >= argc) last = (int64_t)argc - 1;
+    *first_out = skipped + (uint32_t)command->first_key;
+    *step_out = command->step > 0 ? (uint32_t)command->step : 1;
+    if (last < *first_out) return false;
+    *last_out = (uint32_t)last;
+    return true;
+}
+
+bool command_range(struct node *node, const struct command *command, uint32_t argc,
+    const struct bytes *argv, uint16_t *range_out)
+{
+    uint32_t first, last, step;
+    *range_out = 0;
+    if (!command_keys(command, argc, argv, &first, &last, &step)) return true;
+    for (uint32_t i = first; i <= last; i += step) {
+        uint16_t range = node_range_of(node, argv[i]);
+        if (i > first && range != *range_out) return false;
+        *range_out = range;
+    }
+    return true;
 }
 
 /* Access to keys. */
@@ -421,10 +458,18 @@ void commands_close(struct server *server)
     }
     for (uint32_t i = 1; i <= state->cursor_count; i++)
         free(state->cursors[i].key);
+    transaction_state_close(state);
+    free(state->once_tags);
     free(state->cursors);
     free(state->chains);
     free(state);
     server->commands = NULL;
+}
+
+uint64_t commands_random(struct server *server, uint64_t most)
+{
+    struct command_state *state = commands_state(server);
+    return state == NULL || most == 0 ? 0 : prng_below(&state->random, most);
 }
 
 static uint64_t cursor_id(
@@ -536,8 +581,8 @@ bool cursor_find(
 bool database_number(struct call *call, int64_t number, uint16_t *bucket_out)
 {
     if (number < INT32_MIN || number > INT32_MAX) {
-        resp_error(call->out,
-            "ERR value is out of range, value must between -2147483648 and 2147483647");
+        resp_error(
+            call->out, "ERR value is out of range, value must between -2147483648 and 2147483647");
         return false;
     }
     if (number < 0 || number >= NODE_BUCKETS_NUMBERED) {

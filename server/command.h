@@ -21,7 +21,13 @@ enum command_flags {
     COMMAND_IN_MULTI = 64, /* runs at once inside MULTI instead of being queued */
     COMMAND_LOADING = 128,
     COMMAND_KEYS = 256, /* has keys, at first_key..last_key by step */
+    COMMAND_KEYSPACE =
+        512, /* is about all keys: with several nodes all ranges are asked (server/scatter.c) */
+    COMMAND_WRAPS =
+        1024, /* runs the command that starts at argument WRAPPED, whose keys are its own */
 };
+
+enum { WRAPPED = 3 };
 
 struct call {
     struct server *server;
@@ -33,6 +39,7 @@ struct call {
     struct buffer *out;
     int version; /* of RESP */
     uint16_t bucket;
+    uint16_t range; /* of all its keys; 0: of several, or it has none */
     enum node_view view;
     bool in_exec;
     bool read_pending; /* a pending record may have been read: the reply waits for its ticket */
@@ -83,9 +90,28 @@ void reply_wrong_arity(struct call *call);
  * number of arguments. NULL: Redis's error for it (unknown command or subcommand, arity) was written. */
 const struct command *command_resolve(uint32_t argc, const struct bytes *argv, struct buffer *out);
 
+/* Where the keys are among the arguments, one every *step_out; false: it has none. */
+bool command_keys(const struct command *command, uint32_t argc, const struct bytes *argv,
+    uint32_t *first_out, uint32_t *last_out, uint32_t *step_out);
+/* The one range of all keys; 0: there are none. False: they are in several. */
+bool command_range(struct node *node, const struct command *command, uint32_t argc,
+    const struct bytes *argv, uint16_t *range_out);
+#define CROSSSLOT_ERROR "CROSSSLOT Keys in request don't hash to the same slot"
+
 /* Runs call->command: the one place that counts, times and (slowlog) remembers it. Used by dispatch()
  * and, for each queued command, by EXEC. Neither begins nor commits. server/dispatch.c. */
 void dispatch_run(struct call *call);
+/* Runs a command that may write in a transaction of its own, for which there is room, and says what its reply waits
+ * for. False: there is no room after all; nothing was changed or replied. */
+bool dispatch_transact(struct call *call, ticket_t *ticket_out);
+/* What a reply waits for that wrote nothing and has read call->range in `view`. */
+ticket_t dispatch_read_ticket(const struct call *call, enum node_view view);
+/* Takes note of the reply that begins at `before`; CLIENT REPLY may have switched it off. */
+void dispatch_finish(struct session *session, size_t before, ticket_t ticket);
+/* What node_admit() says, for people. */
+const char *dispatch_refusal(enum err err);
+/* No key of the command is over KEY_SIZE_MAX. */
+bool dispatch_keys_fit(const struct command *command, uint32_t argc, const struct bytes *argv);
 
 /* server/command_transaction.c. A command queued after MULTI: one allocation, arguments behind it. */
 struct queued_command {
@@ -99,6 +125,24 @@ bool transaction_queue(struct session *session, const struct command *command, u
     const struct bytes *argv);
 /* Leaves MULTI: drops the queue and the watched keys. Also for closing sessions and RESET. */
 void transaction_discard(struct session *session);
+/* One of the queued commands may write. */
+bool transaction_writes(const struct session *session);
+/* The one range of all queued commands and watched keys, 0 if they have no keys. NULL, or the error. */
+const char *transaction_range(struct session *session, uint16_t *range_out);
+/* Enters a key whose version another node will tell. NULL: watched already, or (*failed_out) no memory. */
+struct watched_key *transaction_watch_remote(
+    struct session *session, struct bytes key, bool *failed_out);
+/* The error of a transaction for which there was no room. */
+void transaction_abort_error(struct buffer *out, bool retry);
+/* Watches an absent key for somebody else; 0: no memory. */
+uint64_t transaction_watch_absent(
+    struct server *server, uint16_t range, uint16_t bucket, struct bytes key);
+/* The key was not written since: asked by the node that has watched it. */
+bool transaction_watch_untouched(
+    struct server *server, uint64_t token, uint16_t bucket, struct bytes key);
+/* Version of a key as a transaction sees it; 0: absent. A damaged value counts as a version of its
+ * own, so that the commands of the transaction meet it and answer. */
+uint64_t transaction_version(struct node *node, uint16_t bucket, struct bytes key);
 /* Whoever writes a key other than through call_put() says so: WATCH of absent keys depends on it. */
 void transaction_touch(struct server *server, uint16_t bucket, struct bytes key);
 /* For closing sessions and RESET (server/command_connection.c): back to how a new connection is. */
@@ -118,6 +162,16 @@ struct slowlog_entry {
 void slowlog_record(const struct call *call, uint64_t duration_us);
 void slowlog_reset(struct server *server);
 
+/* Where sessions of exactly-once writes are remembered, hidden from every walk (server/command_once.c). */
+enum { ONCE_BUCKET = NODE_BUCKETS_MAX };
+/* The key in ONCE_BUCKET under which `range` remembers a client of the front door `front` ('r' or 'h': replies differ);
+ * returns its size. */
+enum { ONCE_CLIENT_MAX = 128 };
+size_t once_key(struct server *server, uint16_t range, char front, struct bytes client,
+    uint8_t at[KEY_SIZE_MAX]);
+
+/* A number below `most`, or 0. */
+uint64_t commands_random(struct server *server, uint64_t most);
 /* server/command.c: frees what commands keep in server->commands (SCAN's cursors, settings). */
 void commands_close(struct server *server);
 
@@ -129,5 +183,6 @@ extern const struct command commands_transaction[];
 extern const struct command commands_connection[];
 extern const struct command commands_server[];
 extern const struct command commands_describe[];
+extern const struct command commands_once[];
 
 #endif

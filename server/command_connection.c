@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "server/forward.h"
+#include "server/scatter.h"
 
 /* Connections: who is there, how it speaks, where it looks.
  *
@@ -92,6 +94,15 @@ static void run_select(struct call *call)
         enum err err = node_bucket_find(call->node, name, &bucket);
         if (err == ERR_INVALID) {
             reply_not_integer(call);
+            return;
+        }
+        if (err != OK && !node_alone(call->node)) {
+            if (!call->in_exec) {
+                scatter_select(call, name);
+            } else {
+                resp_error(call->out,
+                    "ERR a bucket is made by several nodes: SELECT it before the transaction");
+            }
             return;
         }
         if (err != OK && !make_bucket(call, name, &bucket)) return;

@@ -294,7 +294,7 @@ static void run_command_getkeys(struct call *call)
         resp_error(call->out, "ERR Invalid command specified");
         return;
     }
-    if (command->first_key == 0) {
+    if (command->first_key == 0 && (command->flags & COMMAND_WRAPS) == 0) {
         resp_error(call->out, "ERR The command has no key arguments");
         return;
     }
@@ -303,9 +303,13 @@ static void run_command_getkeys(struct call *call)
         resp_error(call->out, "ERR Invalid number of arguments specified for command");
         return;
     }
-    int64_t last = command->last_key < 0 ? count + command->last_key : command->last_key;
-    resp_array(call->out, (uint64_t)((last - command->first_key) / command->step + 1));
-    for (int64_t i = command->first_key; i <= last; i += command->step)
+    uint32_t first, last, step;
+    if (!command_keys(command, argc, argv, &first, &last, &step)) {
+        resp_error(call->out, "ERR The command has no key arguments");
+        return;
+    }
+    resp_array(call->out, (last - first) / step + 1);
+    for (uint32_t i = first; i <= last; i += step)
         resp_bulk(call->out, argv[i]);
 }
 

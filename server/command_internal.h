@@ -29,12 +29,15 @@ struct cursor {
 struct watch {
     struct watched_key base; /* first: the session links these */
     uint64_t hash;
+    uint64_t term; /* of an absent key's range */
     bool touched;
     struct watch *chain;
     struct watch **at; /* what points to this one in the table; NULL: not in it */
 };
 
-enum { WATCH_CHAINS = 4096 };
+enum { WATCH_CHAINS = 4096, REMOTE_WATCHES = 4096 };
+
+struct remote_watch;
 
 /* What commands keep in the server between calls. */
 struct command_state {
@@ -46,8 +49,23 @@ struct command_state {
     struct prng random; /* RANDOMKEY */
     struct watch *watches[WATCH_CHAINS];
     uint32_t watch_count;
+    struct remote_watch *remote; /* REMOTE_WATCHES by token, made when first needed */
+    uint64_t remote_next;
+    uint32_t *once_tags; /* by range: what makes a key belong to it; made when first needed */
 };
 
+/* What SCAN was asked for; false: an error was replied. */
+struct scan_arguments {
+    uint64_t cursor;
+    int64_t count;
+    struct bytes pattern;
+    bool strings; /* the only type there is so far is wanted, or any */
+};
+bool scan_arguments(struct call *call, struct scan_arguments *scan_out);
+/* FLUSHDB and FLUSHALL take SYNC or ASYNC; false: an error was replied. */
+bool flush_options(struct call *call);
+/* Frees what transactions keep there. */
+void transaction_state_close(struct command_state *state);
 /* NULL: no memory. */
 struct command_state *commands_state(struct server *server);
 /* Remembers the place and returns its cursor, never 0; 0: no memory. */

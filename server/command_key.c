@@ -183,35 +183,46 @@ static bool cursor_argument(struct call *call, uint64_t *cursor_out)
     return valid;
 }
 
-static void run_scan(struct call *call)
+bool scan_arguments(struct call *call, struct scan_arguments *scan_out)
 {
-    uint64_t cursor;
-    int64_t count = 10;
-    struct node_position position = {0};
-    struct keys_walk walk = {.call = call, .all = true, .strings = true};
-    if (!cursor_argument(call, &cursor)) return;
+    *scan_out =
+        (struct scan_arguments){.count = 10, .pattern = bytes_of_text("*"), .strings = true};
+    if (!cursor_argument(call, &scan_out->cursor)) return false;
     for (uint32_t i = 2; i < call->argc; i += 2) {
         if (i + 1 >= call->argc) {
             reply_syntax_error(call);
-            return;
+            return false;
         }
         struct bytes option = call->argv[i], argument = call->argv[i + 1];
         if (argument_is(option, "count")) {
-            if (!integer_argument(call, argument, &count)) return;
-            if (count < 1) {
+            if (!integer_argument(call, argument, &scan_out->count)) return false;
+            if (scan_out->count < 1) {
                 reply_syntax_error(call);
-                return;
+                return false;
             }
         } else if (argument_is(option, "match")) {
-            walk.pattern = argument;
-            walk.all = argument.size == 1 && argument.at[0] == '*';
+            scan_out->pattern = argument;
         } else if (argument_is(option, "type")) {
-            walk.strings = argument_is(argument, "string");
+            scan_out->strings = argument_is(argument, "string");
         } else {
             reply_syntax_error(call);
-            return;
+            return false;
         }
     }
+    return true;
+}
+
+static void run_scan(struct call *call)
+{
+    struct scan_arguments scan;
+    if (!scan_arguments(call, &scan)) return;
+    uint64_t cursor = scan.cursor;
+    int64_t count = scan.count;
+    struct node_position position = {0};
+    struct keys_walk walk = {.call = call,
+        .pattern = scan.pattern,
+        .all = scan.pattern.size == 1 && scan.pattern.at[0] == '*',
+        .strings = scan.strings};
     struct command_state *state = commands_state(call->server);
     if (state == NULL) {
         resp_error(call->out, "ERR out of memory");
@@ -278,7 +289,7 @@ static bool random_visit(void *ctx, struct bytes key, const struct value *value)
 static void run_randomkey(struct call *call)
 {
     struct command_state *state = commands_state(call->server);
-    uint64_t count = node_count(call->node, call->view, call->bucket);
+    uint64_t count = node_count(call->node, call->view, 0, call->bucket);
     uint32_t ranges = node_ranges(call->node);
     if (state != NULL && count > 0) {
         /* few keys: any of all; many: any of the first of a random range, from the start if it is empty */
@@ -308,10 +319,10 @@ static void run_randomkey(struct call *call)
 
 static void run_dbsize(struct call *call)
 {
-    resp_integer(call->out, (int64_t)node_count(call->node, call->view, call->bucket));
+    resp_integer(call->out, (int64_t)node_count(call->node, call->view, 0, call->bucket));
 }
 
-static bool flush_options(struct call *call)
+bool flush_options(struct call *call)
 {
     if (call->argc == 1) return true;
     if (call->argc == 2 &&
@@ -322,10 +333,12 @@ static bool flush_options(struct call *call)
     return false;
 }
 
+enum { RANGES_ALL = 0xffff };
+
 static bool clear(struct call *call, uint16_t bucket)
 {
-    if (node_count(call->node, call->view, bucket) == 0) return true;
-    if (node_clear(call->node, bucket)) return true;
+    if (node_count(call->node, call->view, 0, bucket) == 0) return true;
+    if (node_clear(call->node, bucket, RANGES_ALL)) return true;
     call->abort = true;
     resp_error(call->out, "OOM no room for this write; nothing was changed");
     return false;
@@ -443,17 +456,17 @@ static void run_object_help(struct call *call)
 const struct command commands_key[] = {
     {"copy", -3, WRITE, 1, 2, 1, run_copy, "generic", "6.2.0", "O(size of the value)", "Copy a key",
         KEY_WRITE},
-    {"dbsize", 1, COMMAND_READ | FAST, 0, 0, 0, run_dbsize, "server", "1.0.0", "O(1)",
-        "Return the number of keys in the selected database", KEY_READ_FAST},
+    {"dbsize", 1, COMMAND_READ | COMMAND_KEYSPACE | FAST, 0, 0, 0, run_dbsize, "server", "1.0.0",
+        "O(1)", "Return the number of keys in the selected database", KEY_READ_FAST},
     {"del", -2, WRITE, 1, -1, 1, run_del, "generic", "1.0.0", PER_KEY, "Delete a key", KEY_WRITE},
     {"exists", -2, READ | FAST, 1, -1, 1, run_exists, "generic", "1.0.0", PER_KEY,
         "Determine if a key exists", KEY_READ_FAST},
-    {"flushall", -1, COMMAND_WRITE, 0, 0, 0, run_flushall, "server", "1.0.0",
+    {"flushall", -1, COMMAND_WRITE | COMMAND_KEYSPACE, 0, 0, 0, run_flushall, "server", "1.0.0",
         "O(N) where N is the number of buckets", "Remove all keys from all databases",
         "@keyspace @write @slow @dangerous"},
-    {"flushdb", -1, COMMAND_WRITE, 0, 0, 0, run_flushdb, "server", "1.0.0", "O(1)",
-        "Remove all keys from the current database", "@keyspace @write @slow @dangerous"},
-    {"keys", 2, COMMAND_READ, 0, 0, 0, run_keys, "generic", "1.0.0",
+    {"flushdb", -1, COMMAND_WRITE | COMMAND_KEYSPACE, 0, 0, 0, run_flushdb, "server", "1.0.0",
+        "O(1)", "Remove all keys from the current database", "@keyspace @write @slow @dangerous"},
+    {"keys", 2, COMMAND_READ | COMMAND_KEYSPACE, 0, 0, 0, run_keys, "generic", "1.0.0",
         "O(N) with N being the number of keys in the database",
         "Find all keys matching the given pattern", "@keyspace @read @slow @dangerous"},
     {"object", -2, 0, 0, 0, 0, NULL, "generic", "2.2.3", "Depends on subcommand.",
@@ -468,13 +481,13 @@ const struct command commands_key[] = {
         "Get the time since an object was last accessed", KEY_READ},
     {"object|refcount", 3, READ, 2, 2, 1, run_object_refcount, "generic", "2.2.3", "O(1)",
         "Get the number of references to the value of the key", KEY_READ},
-    {"randomkey", 1, COMMAND_READ, 0, 0, 0, run_randomkey, "generic", "1.0.0", "O(1)",
-        "Return a random key from the keyspace", KEY_READ},
+    {"randomkey", 1, COMMAND_READ | COMMAND_KEYSPACE, 0, 0, 0, run_randomkey, "generic", "1.0.0",
+        "O(1)", "Return a random key from the keyspace", KEY_READ},
     {"rename", 3, WRITE, 1, 2, 1, run_rename, "generic", "1.0.0", "O(size of the value)",
         "Rename a key", KEY_WRITE},
     {"renamenx", 3, WRITE | FAST, 1, 2, 1, run_renamenx, "generic", "1.0.0", "O(size of the value)",
         "Rename a key, only if the new key does not exist", KEY_WRITE_FAST},
-    {"scan", -2, COMMAND_READ, 0, 0, 0, run_scan, "generic", "2.8.0",
+    {"scan", -2, COMMAND_READ | COMMAND_KEYSPACE, 0, 0, 0, run_scan, "generic", "2.8.0",
         "O(1) for every call, O(N) for a complete iteration",
         "Incrementally iterate the keys space", KEY_READ},
     {"touch", -2, READ | FAST, 1, -1, 1, run_exists, "generic", "3.2.1", PER_KEY,

@@ -140,36 +140,117 @@ static void run_discard(struct call *call)
     reply_ok(call);
 }
 
-/* Version of a key as a transaction sees it; 0: absent. A damaged value counts as a version of its
- * own, so that the commands of the transaction meet it and answer. */
-static uint64_t version_of(struct call *call, uint16_t bucket, struct bytes key)
+uint64_t transaction_version(struct node *node, uint16_t bucket, struct bytes key)
 {
     struct value value;
-    enum err err = node_get(call->node, NODE_PENDING, bucket, key, &value);
+    enum err err = node_get(node, NODE_PENDING, bucket, key, &value);
     if (err == OK) return value.version;
     return err == ERR_NOT_FOUND ? 0 : UINT64_MAX;
 }
 
-static bool watch_key(struct call *call, struct bytes key)
+/* The term in which we lead the key's range: what was not touched here may have been elsewhere in another one. */
+static uint64_t term_of(struct node *node, struct bytes key)
 {
-    struct session *session = call->session;
+    if (node_alone(node)) return 0;
+    struct node_range range;
+    node_range_status(node, node_range_of(node, key), &range);
+    return range.term;
+}
+
+/* NULL: no memory, or (*known_out) the session watches the key already. */
+static struct watch *watch_new(struct session *session, struct bytes key, bool *known_out)
+{
+    *known_out = false;
     for (struct watched_key *other = session->watched; other != NULL; other = other->next) {
-        if (other->bucket == call->bucket && bytes_equal(buffer_view(&other->key), key))
-            return true;
+        if (other->bucket == session->bucket && bytes_equal(buffer_view(&other->key), key)) {
+            *known_out = true;
+            return NULL;
+        }
     }
-    struct command_state *state = commands_state(call->server);
+    struct command_state *state = commands_state(session->server);
     struct watch *watch = state == NULL ? NULL : calloc(1, sizeof *watch);
-    if (watch == NULL) return false;
+    if (watch == NULL) return NULL;
     if (buffer_append(&watch->base.key, key.at, key.size) != OK) {
         free(watch);
-        return false;
+        return NULL;
     }
-    watch->base.bucket = call->bucket;
-    watch->base.version = version_of(call, call->bucket, key);
+    watch->base.bucket = session->bucket;
     watch->base.next = session->watched;
     session->watched = &watch->base;
-    if (watch->base.version == 0) watch_enter(state, watch, call->bucket, key);
+    return watch;
+}
+
+static bool watch_key(struct call *call, struct bytes key)
+{
+    bool known;
+    struct watch *watch = watch_new(call->session, key, &known);
+    if (watch == NULL) return known;
+    watch->base.version = transaction_version(call->node, call->bucket, key);
+    if (watch->base.version == 0) {
+        watch->term = term_of(call->node, key);
+        watch_enter(call->server->commands, watch, call->bucket, key);
+    }
     return true;
+}
+
+struct watched_key *transaction_watch_remote(
+    struct session *session, struct bytes key, bool *failed_out)
+{
+    bool known;
+    struct watch *watch = watch_new(session, key, &known);
+    *failed_out = watch == NULL && !known;
+    return watch == NULL ? NULL : &watch->base;
+}
+
+/* Absent keys that are watched for clients of other nodes: the oldest make room for new ones, and whose watch is
+ * gone has lost its transaction, as after any change. */
+struct remote_watch {
+    struct watch watch;
+    uint64_t token;
+};
+
+uint64_t transaction_watch_absent(
+    struct server *server, uint16_t range, uint16_t bucket, struct bytes key)
+{
+    struct command_state *state = commands_state(server);
+    (void)range;
+    if (state == NULL) return 0;
+    if (state->remote == NULL) {
+        state->remote = calloc(REMOTE_WATCHES, sizeof *state->remote);
+        if (state->remote == NULL) return 0;
+        /* of this life of the process only */
+        state->remote_next = prng_next(&state->random) >> 1;
+    }
+    uint64_t token = ++state->remote_next;
+    struct remote_watch *remote = &state->remote[token % REMOTE_WATCHES];
+    watch_leave(state, &remote->watch);
+    buffer_deinit(&remote->watch.base.key);
+    *remote = (struct remote_watch){0};
+    if (buffer_append(&remote->watch.base.key, key.at, key.size) != OK) return 0;
+    remote->watch.base.bucket = bucket;
+    remote->watch.term = term_of(server->node, key);
+    remote->token = token;
+    watch_enter(state, &remote->watch, bucket, key);
+    return token;
+}
+
+bool transaction_watch_untouched(
+    struct server *server, uint64_t token, uint16_t bucket, struct bytes key)
+{
+    struct command_state *state = server->commands;
+    if (token == 0 || state == NULL || state->remote == NULL) return false;
+    const struct remote_watch *remote = &state->remote[token % REMOTE_WATCHES];
+    return remote->token == token && !remote->watch.touched &&
+        remote->watch.base.bucket == bucket &&
+        bytes_equal(buffer_view(&remote->watch.base.key), key) &&
+        remote->watch.term == term_of(server->node, key);
+}
+
+void transaction_state_close(struct command_state *state)
+{
+    for (uint32_t i = 0; state->remote != NULL && i < REMOTE_WATCHES; i++)
+        buffer_deinit(&state->remote[i].watch.base.key);
+    free(state->remote);
 }
 
 static void run_watch(struct call *call)
@@ -184,6 +265,8 @@ static void run_watch(struct call *call)
             return;
         }
     }
+    /* a version that is only proposed may be lost, and its number used for another value */
+    if (call->range != 0) call->read_pending = true;
     reply_ok(call);
 }
 
@@ -196,11 +279,62 @@ static void run_unwatch(struct call *call)
 static bool watched_changed(struct call *call)
 {
     for (struct watched_key *key = call->session->watched; key != NULL; key = key->next) {
-        uint64_t version = version_of(call, key->bucket, buffer_view(&key->key));
+        struct bytes name = buffer_view(&key->key);
+        uint64_t version = transaction_version(call->node, key->bucket, name);
         if (PLANTED_BUG(14) && version == 0) continue;
         if (version != key->version || watch_of(key)->touched) return true;
+        /* absent then and now, but watched elsewhere, or not since by us alone */
+        if (version == 0 &&
+            (watch_of(key)->at == NULL || watch_of(key)->term != term_of(call->node, name)))
+            return true;
     }
     return false;
+}
+
+bool transaction_writes(const struct session *session)
+{
+    for (const struct queued_command *queued = session->queue; queued != NULL;
+         queued = queued->next) {
+        if ((queued->command->flags & COMMAND_WRITE) != 0) return true;
+    }
+    return false;
+}
+
+const char *transaction_range(struct session *session, uint16_t *range_out)
+{
+    struct node *node = session->server->node;
+    uint16_t all = 0, range;
+    for (const struct watched_key *key = session->watched; key != NULL; key = key->next) {
+        range = node_range_of(node, buffer_view(&key->key));
+        if (all != 0 && range != all) return CROSSSLOT_ERROR;
+        all = range;
+    }
+    for (const struct queued_command *queued = session->queue; queued != NULL;
+         queued = queued->next) {
+        if ((queued->command->flags & COMMAND_KEYSPACE) != 0) {
+            return "EXECABORT Transaction discarded because of: KEYS, SCAN, DBSIZE, RANDOMKEY, "
+                   "FLUSHDB and "
+                   "FLUSHALL concern the ranges of several nodes";
+        }
+        if (!command_range(node, queued->command, queued->argc, queued->argv, &range))
+            return CROSSSLOT_ERROR;
+        if (range != 0 && all != 0 && range != all) return CROSSSLOT_ERROR;
+        if (range != 0) all = range;
+    }
+    *range_out = all;
+    return NULL;
+}
+
+void transaction_abort_error(struct buffer *out, bool retry)
+{
+    if (retry) {
+        resp_error(
+            out, "TRYAGAIN the store is catching up with writes; the transaction was discarded");
+    } else {
+        resp_error(out,
+            "EXECABORT Transaction discarded: there is no room for it, or it "
+            "is larger than one log record may be.");
+    }
 }
 
 static void run_exec(struct call *call)
@@ -251,14 +385,7 @@ static void run_exec(struct call *call)
             call->abort = true;
             session->bucket = bucket; /* a bucket made by SELECT goes with the rest */
             reply_back(call, mark);
-            if (one.retry) {
-                resp_error(call->out,
-                    "TRYAGAIN the store is catching up with writes; the transaction was discarded");
-            } else {
-                resp_error(call->out,
-                    "EXECABORT Transaction discarded: there is no room for it, or it "
-                    "is larger than one log record may be.");
-            }
+            transaction_abort_error(call->out, one.retry);
             break;
         }
     }

@@ -42,7 +42,7 @@ struct config_setting {
     const char *help;
 };
 
-enum { CONFIG_SETTINGS = 28, CONFIG_LINE_MAX = 198, CONFIG_FILE_MAX = 1 << 20 };
+enum { CONFIG_SETTINGS = 32, CONFIG_LINE_MAX = 198, CONFIG_FILE_MAX = 1 << 20 };
 
 struct config_value {
     char *text; /* as given, checked; addresses in full form; NULL: unset */

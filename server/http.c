@@ -8,152 +8,38 @@
  * A request becomes a `struct request` when its line is read and ends in completed(). The library calls
  * handle() for its head, for each piece of its body and, last, when it is whole; every answer is given
  * at that last call, so that a connection is in step whatever was refused. In between a request may be
- * suspended, for one of four reasons: its password is being verified, its write waits for room, its
- * write waits to be durable, a backup's next bytes are not there yet. Whoever ends the wait resumes
+ * suspended: its password is being verified, its write waits for room, its answer waits for a ticket, other nodes
+ * are asked, a backup's next bytes are not there yet. Whoever ends the wait resumes
  * it, and handle() goes on where `step` says.
  *
- * Writes are evaluated as RESP commands are: over the pending view, inside one node transaction, answered when
- * the ticket is committed. Also an answer that only read the pending view (412, 404 of a DELETE) waits
- * for the newest pending record, as it might tell of a write that is never acknowledged. */
+ * Requests to a key are evaluated by server/http_key.c, here or where the key's range is led. Also an answer that
+ * only read (412, 404) waits for its ticket, as it might tell of a write that is never acknowledged, or be old. */
+
+#include "server/http_internal.h"
 
 #include <arpa/inet.h>
-#include <microhttpd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "base/check.h"
 #include "base/logger.h"
-#include "server/command.h"
-#include "server/http_backup.h"
-#include "server/http_gate.h"
-#include "server/http_parse.h"
-#include "server/server.h"
-#include "web/assets.h"
 
-enum {
-    PAGE_LIMIT_DEFAULT = 100,
-    PAGE_LIMIT_MAX = 1000,
-    PAGE_BYTES_MAX = 1 << 20,
-    BACKUPS_MAX = 2,
-    ADMISSION_MS = 2000, /* the request deadline */
-    LIBRARY_MEMORY = 64 << 10,
-};
-#define TTL_MS_MAX (UINT64_C(100) * 365 * 86400 * 1000)
-#define MILLISECOND UINT64_C(1000000)
+enum { BACKUPS_MAX = 2, LIBRARY_MEMORY = 64 << 10 };
 
-enum route {
-    ROUTE_NONE,
-    ROUTE_KEY,
-    ROUTE_KEYS,
-    ROUTE_STATUS,
-    ROUTE_METRICS,
-    ROUTE_LIVE,
-    ROUTE_READY,
-    ROUTE_BACKUP,
-    ROUTE_PAGE,
-};
-
-enum step {
-    STEP_NEW, /* nothing decided yet */
-    STEP_AUTH, /* suspended: auth_check() will tell */
-    STEP_BODY, /* body is arriving, or all is there */
-    STEP_ADMISSION, /* suspended: no room for the write yet */
-    STEP_COMMIT, /* suspended: `outcome` is decided and waits for its ticket */
-    STEP_ANSWER, /* `outcome` may be told */
-    STEP_STREAM, /* a backup is being sent */
-};
-
-enum method { METHOD_GET, METHOD_HEAD, METHOD_PUT, METHOD_DELETE, METHOD_OTHER };
-
-/* What will be answered. */
-struct outcome {
-    unsigned status;
-    const char *code; /* of an error */
-    const char *message;
-    const char *allow;
-    const char *challenge; /* WWW-Authenticate */
-    uint64_t version; /* ETag, if not 0 */
-    unsigned retry_s;
-};
-
-/* Between the gate and a connection of the library; outlives either. */
-struct link {
-    struct http *http;
-    struct gate *gate; /* NULL: the client is gone */
-    struct MHD_Connection *connection;
-    struct request *request;
-    int fd;
-    bool known; /* the library has reported the connection */
-    struct link *next, *previous;
-};
-
-struct request {
-    struct http *http;
-    struct link *link;
-    enum step step;
-    enum method method;
-    bool suspended;
-    bool answered;
-    bool waits_for_ticket;
-    enum auth_result auth;
-    struct buffer target_text;
-    struct http_target target;
-    enum route route;
-    struct web_asset asset;
-    bool has_bucket;
-    uint16_t bucket;
-    char bucket_name[NODE_BUCKET_NAME_MAX + 1];
-    uint8_t key[KEY_SIZE_MAX];
-    size_t key_size;
-    struct buffer body;
-    size_t counted; /* of server.client_bytes */
-    struct outcome outcome;
-    struct ticket_waiter waiter;
-    uint64_t began_ns;
-    struct request *next_admission;
-    bool in_admission;
-    struct backup_stream *stream;
-    struct request *next_stream;
-    /* header fields, as the library holds them */
-    struct bytes host, origin, if_match, if_none_match, authorization;
-    bool repeated; /* one of these came twice */
-};
-
-struct dying_stream {
-    struct backup_stream *stream;
-    struct dying_stream *next;
-};
-
-struct http {
-    struct server *server;
-    struct gates *gates;
-    struct MHD_Daemon *daemon;
-    int daemon_fd;
-    bool library; /* MHD_run() has something to do */
-    bool running; /* inside turn(): no recursion */
-    struct link *links;
-    struct request *admission; /* wait for room */
-    struct request *streams; /* being sent */
-    struct dying_stream *dying; /* workers that have not ended yet */
-    uint32_t stream_count;
-    uint64_t swept_ns;
-    struct http_stats stats;
-};
-
-static uint64_t now_ns(const struct http *http)
+uint64_t http_now_ns(const struct http *http)
 {
     return http->server->io.clock.monotonic_ns(http->server->io.clock.ctx);
 }
 
-static void suspend(struct request *request)
+void request_suspend(struct request *request)
 {
     ASSERT(!request->suspended);
     request->suspended = true;
     MHD_suspend_connection(request->link->connection);
 }
 
-static void resume(struct request *request)
+void request_resume(struct request *request)
 {
     if (!request->suspended) return;
     request->suspended = false;
@@ -161,7 +47,7 @@ static void resume(struct request *request)
     MHD_resume_connection(request->link->connection);
 }
 
-static void leave_admission(struct request *request)
+void request_leave_admission(struct request *request)
 {
     if (!request->in_admission) return;
     struct request **at = &request->http->admission;
@@ -171,33 +57,34 @@ static void leave_admission(struct request *request)
     request->in_admission = false;
 }
 
-static void count_body(struct request *request)
+void request_count_bytes(struct request *request)
 {
-    request->http->server->client_bytes += request->body.capacity;
+    size_t bytes = request->body.capacity + request->value.capacity;
+    request->http->server->client_bytes += bytes;
     request->http->server->client_bytes -= request->counted;
-    request->counted = request->body.capacity;
+    request->counted = bytes;
 }
 
 /* ---- answers ---- */
 
-static struct outcome error(unsigned status, const char *code, const char *message)
+struct outcome outcome_of(unsigned status, const char *code, const char *message)
 {
     return (struct outcome){.status = status, .code = code, .message = message};
 }
 
-static void header(struct MHD_Response *response, const char *name, const char *value)
+void response_header(struct MHD_Response *response, const char *name, const char *value)
 {
     if (MHD_add_response_header(response, name, value) != MHD_YES)
         log_warn("header not set", "name=%s", name);
 }
 
-static enum MHD_Result queue(
+enum MHD_Result request_queue(
     struct request *request, unsigned status, const char *type, struct MHD_Response *response)
 {
     struct http *http = request->http;
     if (response == NULL) return MHD_NO;
-    if (type != NULL) header(response, "Content-Type", type);
-    header(response, "X-Content-Type-Options", "nosniff");
+    if (type != NULL) response_header(response, "Content-Type", type);
+    response_header(response, "X-Content-Type-Options", "nosniff");
     enum MHD_Result result = MHD_queue_response(request->link->connection, status, response);
     MHD_destroy_response(response);
     request->answered = true;
@@ -205,7 +92,7 @@ static enum MHD_Result queue(
     return result;
 }
 
-static struct MHD_Response *copied(struct bytes body)
+struct MHD_Response *response_of(struct bytes body)
 {
     /* the library's parameter is not const, but it only reads what it is told to copy */
     union {
@@ -215,75 +102,83 @@ static struct MHD_Response *copied(struct bytes body)
     return MHD_create_response_from_buffer(body.size, at.to, MHD_RESPMEM_MUST_COPY);
 }
 
-static enum MHD_Result answer_buffer(
+enum MHD_Result request_answer_buffer(
     struct request *request, unsigned status, const char *type, struct buffer *body)
 {
-    struct MHD_Response *response = copied(buffer_view(body));
+    struct MHD_Response *response = response_of(buffer_view(body));
     buffer_deinit(body);
-    if (response != NULL) header(response, "Cache-Control", "no-store");
-    return queue(request, status, type, response);
+    if (response != NULL) response_header(response, "Cache-Control", "no-store");
+    return request_queue(request, status, type, response);
 }
 
-static enum MHD_Result answer(struct request *request)
+enum MHD_Result request_answer_value(struct request *request, struct bytes value)
+{
+    char tag[32];
+    struct MHD_Response *response = response_of(value);
+    if (response == NULL) return MHD_NO;
+    snprintf(tag, sizeof tag, "\"%llu\"", (unsigned long long)request->outcome.version);
+    response_header(response, "ETag", tag);
+    response_header(response, "Cache-Control", "no-cache");
+    return request_queue(request, 200, "application/octet-stream", response);
+}
+
+enum MHD_Result request_answer(struct request *request)
 {
     const struct outcome *outcome = &request->outcome;
     struct buffer body = {0};
     char text[32];
     enum err err = OK;
+    if (outcome->value) return request_answer_value(request, buffer_view(&request->value));
+    if (outcome->page)
+        return request_answer_buffer(request, 200, "application/json", &request->value);
     if (outcome->code != NULL) {
         err = buffer_printf(&body, "{\"error\":{\"code\":\"%s\",\"message\":", outcome->code);
         if (err == OK) err = http_json_string(&body, bytes_of_text(outcome->message));
         if (err == OK) err = buffer_append(&body, "}}\n", 3);
     }
-    struct MHD_Response *response = err == OK ? copied(buffer_view(&body)) : NULL;
+    struct MHD_Response *response = err == OK ? response_of(buffer_view(&body)) : NULL;
     buffer_deinit(&body);
     if (response == NULL) return MHD_NO;
     if (outcome->version != 0) {
         snprintf(text, sizeof text, "\"%llu\"", (unsigned long long)outcome->version);
-        header(response, "ETag", text);
+        response_header(response, "ETag", text);
     }
-    if (outcome->allow != NULL) header(response, "Allow", outcome->allow);
-    if (outcome->challenge != NULL) header(response, "WWW-Authenticate", outcome->challenge);
+    if (outcome->allow != NULL) response_header(response, "Allow", outcome->allow);
+    if (outcome->challenge != NULL)
+        response_header(response, "WWW-Authenticate", outcome->challenge);
     if (outcome->retry_s != 0) {
         snprintf(text, sizeof text, "%u", outcome->retry_s);
-        header(response, "Retry-After", text);
+        response_header(response, "Retry-After", text);
     }
-    header(response, "Cache-Control", "no-store");
-    return queue(
+    response_header(response, "Cache-Control", "no-store");
+    return request_queue(
         request, outcome->status, outcome->code != NULL ? "application/json" : NULL, response);
 }
 
-static enum MHD_Result answer_error(
+enum MHD_Result request_answer_error(
     struct request *request, unsigned status, const char *code, const char *message)
 {
-    request->outcome = error(status, code, message);
-    return answer(request);
+    request->outcome = outcome_of(status, code, message);
+    return request_answer(request);
 }
 
-static enum MHD_Result answer_err(struct request *request, enum err err)
+enum MHD_Result request_answer_err(struct request *request, enum err err)
 {
     switch (err) {
     case ERR_CORRUPT:
-        return answer_error(request, 500, "corrupt", "the stored bytes fail their checksum");
+        return request_answer_error(
+            request, 500, "corrupt", "the stored bytes fail their checksum");
     case ERR_NOMEM:
-        return answer_error(request, 503, "no_memory", "the server is out of memory");
+        return request_answer_error(request, 503, "no_memory", "the server is out of memory");
     default:
         break;
     }
-    return answer_error(request, 500, "internal", err_text(err));
+    return request_answer_error(request, 500, "internal", err_text(err));
 }
 
 /* ---- what a request asks for ---- */
 
-/* The value of a query parameter, decoded; a parameter that comes twice is refused. */
-struct parameter {
-    const char *name;
-    bool found;
-    uint8_t at[KEY_SIZE_MAX + 256];
-    size_t size;
-};
-
-static enum err read_query(struct request *request, struct parameter *parameters, size_t count)
+enum err request_query(struct request *request, struct parameter *parameters, size_t count)
 {
     struct bytes rest = request->target.query;
     struct bytes name;
@@ -300,15 +195,9 @@ static enum err read_query(struct request *request, struct parameter *parameters
     return OK;
 }
 
-static struct bytes value_of(const struct parameter *parameter)
+struct bytes parameter_value(const struct parameter *parameter)
 {
     return bytes_of(parameter->at, parameter->size);
-}
-
-static bool consistency_valid(const struct parameter *parameter)
-{
-    return !parameter->found || bytes_equal(value_of(parameter), bytes_of_text("linearizable")) ||
-        bytes_equal(value_of(parameter), bytes_of_text("local"));
 }
 
 static void refuse(struct request *request, struct outcome outcome)
@@ -323,10 +212,10 @@ static void route_key(struct request *request, struct bytes text)
     case OK:
         return;
     case ERR_TOO_LARGE:
-        refuse(request, error(400, "key_too_large", "the key is over the limit of 400 bytes"));
+        refuse(request, outcome_of(400, "key_too_large", "the key is over the limit of 400 bytes"));
         return;
     default:
-        refuse(request, error(400, "bad_key", "the key holds a bad percent escape"));
+        refuse(request, outcome_of(400, "bad_key", "the key holds a bad percent escape"));
     }
 }
 
@@ -343,7 +232,7 @@ static void route_bucket(struct request *request, struct bytes rest)
             name, false, (uint8_t *)request->bucket_name, NODE_BUCKET_NAME_MAX, &size) != OK ||
         size == 0 || memchr(request->bucket_name, 0, size) != NULL)
         refuse(request,
-            error(400, "bad_bucket",
+            outcome_of(400, "bad_bucket",
                 "a bucket is a number up to 15, or a letter and up to 63 letters, digits, "
                 "'_', '.' or '-'"));
     if (http_decimal(bytes_of(request->bucket_name, size), NODE_BUCKETS_NUMBERED - 1, &number)) {
@@ -373,6 +262,20 @@ static void find_route(struct request *request)
         route_key(request, bytes_of(path.at + 4, path.size - 4));
         return;
     }
+    static const struct {
+        const char *path;
+        enum node_admin admin;
+    } changes[] = {
+        {"/admin/member/remove", NODE_MEMBER_REMOVE},
+        {"/admin/member/replace", NODE_MEMBER_REPLACE},
+        {"/admin/leader/transfer", NODE_LEADER_TRANSFER},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
+        if (!bytes_equal(path, bytes_of_text(changes[i].path))) continue;
+        request->route = ROUTE_ADMIN;
+        request->admin = changes[i].admin;
+        return;
+    }
     if (bytes_have_prefix(path, bytes_of_text("/buckets/"))) {
         route_bucket(request, bytes_of(path.at + 9, path.size - 9));
         return;
@@ -394,6 +297,8 @@ static enum MHD_Result each_field(
         : http_text_equal(text, "if-match")              ? &request->if_match
         : http_text_equal(text, "if-none-match")         ? &request->if_none_match
         : http_text_equal(text, "authorization")         ? &request->authorization
+        : http_text_equal(text, "duramen-client")        ? &request->client
+        : http_text_equal(text, "duramen-sequence")      ? &request->sequence
                                                          : NULL;
     (void)kind;
     if (target == NULL) return MHD_YES;
@@ -441,7 +346,7 @@ static bool host_allowed(struct request *request, struct bytes host)
         memcmp(own->s6_addr + 12, &four, 4) == 0;
 }
 
-static bool changes_state(const struct request *request)
+bool request_changes_state(const struct request *request)
 {
     return request->method != METHOD_GET && request->method != METHOD_HEAD;
 }
@@ -451,20 +356,23 @@ static void check_browser(struct request *request)
     struct bytes authority = request->target.authority;
     struct bytes origin;
     if (request->repeated) {
-        refuse(request, error(400, "bad_request", "a header field that must be single came twice"));
+        refuse(request,
+            outcome_of(400, "bad_request", "a header field that must be single came twice"));
         return;
     }
     /* in absolute form the target's authority counts, and Host with it */
     if ((request->host.at != NULL && !host_allowed(request, request->host)) ||
         (authority.size > 0 && !host_allowed(request, authority))) {
         refuse(request,
-            error(421, "wrong_host", "this Host is not served here; add it with --allowed-hosts"));
+            outcome_of(
+                421, "wrong_host", "this Host is not served here; add it with --allowed-hosts"));
         return;
     }
-    if (!changes_state(request) || request->origin.at == NULL) return;
+    if (!request_changes_state(request) || request->origin.at == NULL) return;
     if (http_origin_host(request->origin, &origin) != OK ||
         !http_names_equal(origin, request->host))
-        refuse(request, error(403, "foreign_origin", "writes from another origin are refused"));
+        refuse(
+            request, outcome_of(403, "foreign_origin", "writes from another origin are refused"));
 }
 
 static void on_authenticated(void *ctx, enum auth_result result)
@@ -476,7 +384,7 @@ static void on_authenticated(void *ctx, enum auth_result result)
         return;
     }
     request->step = STEP_BODY;
-    resume(request);
+    request_resume(request);
 }
 
 static void take_auth(struct request *request, enum auth_result result)
@@ -536,10 +444,14 @@ static void check_method(struct request *request)
     const char *allow = NULL;
     switch (request->route) {
     case ROUTE_NONE:
-        refuse(request, error(404, "not_found", "there is nothing at this path"));
+        refuse(request, outcome_of(404, "not_found", "there is nothing at this path"));
         return;
     case ROUTE_KEY:
-        if (request->method == METHOD_OTHER) allow = "GET, HEAD, PUT, DELETE";
+        if (request->method == METHOD_OTHER || request->method == METHOD_POST)
+            allow = "GET, HEAD, PUT, DELETE";
+        break;
+    case ROUTE_ADMIN:
+        if (request->method != METHOD_POST) allow = "POST";
         break;
     case ROUTE_BACKUP:
         if (request->method != METHOD_GET) allow = "GET";
@@ -555,306 +467,9 @@ static void check_method(struct request *request)
     }
     if (allow == NULL) return;
     struct outcome outcome =
-        error(405, "method_not_allowed", "this path does not take this method");
+        outcome_of(405, "method_not_allowed", "this path does not take this method");
     outcome.allow = allow;
     refuse(request, outcome);
-}
-
-/* ---- values ---- */
-
-/* OK, or the bucket's absence was turned into an outcome. `make`: within a transaction. */
-static bool find_bucket(struct request *request, bool make)
-{
-    struct node *node = request->http->server->node;
-    if (!request->has_bucket) return true;
-    struct bytes name = bytes_of_text(request->bucket_name);
-    enum err err = make ? node_bucket_make(node, name, &request->bucket)
-                        : node_bucket_find(node, name, &request->bucket);
-    if (err == OK) return true;
-    if (err == ERR_NOT_FOUND) {
-        request->outcome = error(404, "bucket_not_found", "there is no such bucket");
-    } else if (err == ERR_INVALID) {
-        request->outcome = error(400, "bad_bucket",
-            "a bucket is a number up to 15, or a letter and up to 63 letters, digits, '_', '.' or "
-            "'-'");
-    } else if (err == ERR_FULL) {
-        request->outcome = error(507, "too_many_buckets", "the limit of 1024 buckets is reached");
-    } else {
-        request->outcome = error(500, "internal", err_text(err));
-    }
-    return false;
-}
-
-/* Evaluates If-Match and If-None-Match; true: go on. version 0: there is no such key. */
-static bool conditions_hold(struct request *request, uint64_t version)
-{
-    bool match;
-    if (request->if_match.at != NULL) {
-        if (http_tags_match(request->if_match, version, false, &match) != OK) {
-            request->outcome = error(400, "bad_condition", "If-Match is not a list of \"version\"");
-            return false;
-        }
-        if (!match) {
-            request->outcome =
-                error(412, "precondition_failed", "the key's version is another one");
-            request->outcome.version = version;
-            return false;
-        }
-    }
-    if (request->if_none_match.at != NULL) {
-        if (http_tags_match(request->if_none_match, version, true, &match) != OK) {
-            request->outcome =
-                error(400, "bad_condition", "If-None-Match is not \"*\" or a list of \"version\"");
-            return false;
-        }
-        if (match) {
-            request->outcome = changes_state(request)
-                ? error(412, "precondition_failed", "the key exists")
-                : (struct outcome){.status = 304};
-            request->outcome.version = version;
-            return false;
-        }
-    }
-    return true;
-}
-
-static enum MHD_Result get_key(struct request *request)
-{
-    struct parameter parameters[] = {{.name = "consistency"}};
-    struct value value;
-    if (read_query(request, parameters, 1) != OK || !consistency_valid(&parameters[0]))
-        return answer_error(request, 400, "bad_query",
-            "GET takes ?consistency=linearizable or ?consistency=local, and nothing else");
-    if (!find_bucket(request, false)) return answer(request);
-    struct server *server = request->http->server;
-    enum err err = node_get(server->node, NODE_COMMITTED, request->bucket,
-        bytes_of(request->key, request->key_size), &value);
-    if (err != OK && err != ERR_NOT_FOUND) return answer_err(request, err);
-    if (!conditions_hold(request, err == OK ? value.version : 0)) return answer(request);
-    if (err == ERR_NOT_FOUND) {
-        server->counters.keyspace_misses++;
-        return answer_error(request, 404, "not_found", "there is no such key");
-    }
-    server->counters.keyspace_hits++;
-    char tag[32];
-    struct MHD_Response *response = copied(value.bytes);
-    if (response == NULL) return MHD_NO;
-    snprintf(tag, sizeof tag, "\"%llu\"", (unsigned long long)value.version);
-    header(response, "ETag", tag);
-    header(response, "Cache-Control", "no-cache");
-    return queue(request, 200, "application/octet-stream", response);
-}
-
-static void on_committed(struct ticket_waiter *waiter)
-{
-    struct request *request = (struct request *)((char *)waiter - offsetof(struct request, waiter));
-    request->waits_for_ticket = false;
-    request->step = STEP_ANSWER;
-    resume(request);
-}
-
-/* The outcome is decided; tells it when `ticket` is committed. */
-static enum MHD_Result answer_after(struct request *request, ticket_t ticket)
-{
-    request->step = STEP_COMMIT;
-    if (ticket != 0) {
-        request->waits_for_ticket = true;
-        request->waiter = (struct ticket_waiter){.ticket = ticket, .on_ready = on_committed};
-        server_wait(request->http->server, &request->waiter);
-        if (request->waits_for_ticket) {
-            suspend(request);
-            return MHD_YES;
-        }
-    }
-    request->step = STEP_ANSWER;
-    return answer(request);
-}
-
-/* Puts or deletes inside the open transaction and decides the outcome; false: abort it. */
-static bool evaluate_write(struct request *request, int64_t expires_ms)
-{
-    struct node *node = request->http->server->node;
-    struct bytes key = bytes_of(request->key, request->key_size);
-    struct value old;
-    if (!find_bucket(request, request->method == METHOD_PUT)) return false;
-    enum err err = node_get(node, NODE_PENDING, request->bucket, key, &old);
-    if (err != OK && err != ERR_NOT_FOUND && err != ERR_CORRUPT) {
-        request->outcome = error(500, "internal", err_text(err));
-        return false;
-    }
-    /* a damaged value has no version to compare with, but may be replaced and removed */
-    if (!conditions_hold(request, err == OK ? old.version : 0)) return false;
-    if (request->method == METHOD_DELETE) {
-        if (err == ERR_NOT_FOUND) {
-            request->outcome = error(404, "not_found", "there is no such key");
-            return false;
-        }
-        request->outcome = (struct outcome){.status = 204};
-        if (node_delete(node, request->bucket, key)) return true;
-    } else {
-        struct bytes body = buffer_view(&request->body);
-        transaction_touch(request->http->server, request->bucket, key);
-        uint8_t *at = node_put(node, request->bucket, key, body.size, expires_ms);
-        request->outcome = (struct outcome){.status = err == ERR_NOT_FOUND ? 201 : 204};
-        if (at != NULL) {
-            if (body.size > 0) memcpy(at, body.at, body.size);
-            return true;
-        }
-    }
-    request->outcome = error(503, "no_memory", "the server is out of memory");
-    return false;
-}
-
-static enum MHD_Result write_key(struct request *request)
-{
-    struct parameter parameters[] = {{.name = "ttl_ms"}, {.name = "consistency"}};
-    struct server *server = request->http->server;
-    uint64_t ttl_ms = 0;
-    bool put = request->method == METHOD_PUT;
-    if (read_query(request, parameters, 2) != OK || !consistency_valid(&parameters[1]) ||
-        (!put && parameters[0].found))
-        return answer_error(request, 400, "bad_query",
-            put ? "PUT takes ?ttl_ms= and nothing else" : "DELETE takes no parameters");
-    if (parameters[0].found &&
-        (!http_decimal(value_of(&parameters[0]), TTL_MS_MAX, &ttl_ms) || ttl_ms == 0))
-        return answer_error(
-            request, 400, "bad_ttl", "ttl_ms is a number of milliseconds from 1 to 100 years");
-    enum err err = node_admit(server->node, request->key_size + request->body.size + 128);
-    if (err == ERR_AGAIN) {
-        uint64_t waited = now_ns(request->http) - request->began_ns;
-        if (request->step == STEP_ADMISSION && waited > ADMISSION_MS * MILLISECOND) {
-            request->outcome = error(
-                503, "overloaded", "the store cannot take writes this fast; nothing was written");
-            request->outcome.retry_s = 1;
-            return answer(request);
-        }
-        if (request->step != STEP_ADMISSION) request->began_ns = now_ns(request->http);
-        request->step = STEP_ADMISSION;
-        request->next_admission = request->http->admission;
-        request->http->admission = request;
-        request->in_admission = true;
-        server->counters.throttled++;
-        suspend(request);
-        return MHD_YES;
-    }
-    if (err == ERR_FULL)
-        return answer_error(
-            request, 507, "full", "no space is left for the log; nothing was written");
-    if (err == ERR_TOO_LARGE)
-        return answer_error(
-            request, 413, "too_large", "the value is larger than one log record can hold");
-    if (err != OK) return answer_error(request, 503, "unavailable", err_text(err));
-
-    int64_t expires_ms = ttl_ms == 0 ? 0 : node_now_ms(server->node) + (int64_t)ttl_ms;
-    node_txn_begin(server->node);
-    if (!evaluate_write(request, expires_ms)) {
-        node_txn_abort(server->node);
-        return answer_after(request, node_pending_ticket(server->node));
-    }
-    ticket_t ticket = node_txn_commit(server->node);
-    if (put) {
-        struct value value;
-        if (node_get(server->node, NODE_PENDING, request->bucket,
-                bytes_of(request->key, request->key_size), &value) == OK)
-            request->outcome.version = value.version;
-    }
-    buffer_deinit(&request->body);
-    count_body(request);
-    return answer_after(request, ticket != 0 ? ticket : node_pending_ticket(server->node));
-}
-
-/* ---- lists of keys ---- */
-
-struct page {
-    struct buffer out;
-    uint64_t count;
-    int64_t now_ms;
-    bool cut; /* the next entry would not fit */
-    enum err err;
-    uint8_t last[KEY_SIZE_MAX];
-    size_t last_size;
-};
-
-static enum err append_entry(struct page *page, struct bytes key, const struct value *value)
-{
-    struct buffer *out = &page->out;
-    TRY(buffer_append(out, page->count > 0 ? ",{" : "{", page->count > 0 ? 2 : 1));
-    if (http_utf8_valid(key)) {
-        TRY(buffer_append(out, "\"key\":", 6));
-        TRY(http_json_string(out, key));
-    } else {
-        TRY(buffer_append(out, "\"key_base64\":\"", 14));
-        TRY(http_base64_append(out, key, false));
-        TRY(buffer_append(out, "\"", 1));
-    }
-    TRY(buffer_append(out, ",\"value_base64\":\"", 17));
-    TRY(http_base64_append(out, value->bytes, false));
-    TRY(buffer_printf(out, "\",\"version\":%llu,\"ttl_ms\":", (unsigned long long)value->version));
-    if (value->expires_ms == 0) return buffer_append(out, "null}", 5);
-    int64_t left = value->expires_ms - page->now_ms;
-    return buffer_printf(out, "%lld}", (long long)(left > 0 ? left : 0));
-}
-
-static bool each_entry(void *ctx, struct bytes key, const struct value *value)
-{
-    struct page *page = ctx;
-    if (page->count > 0 && page->out.size + value->bytes.size / 3 * 4 > PAGE_BYTES_MAX) {
-        page->cut = true;
-        return false;
-    }
-    page->err = append_entry(page, key, value);
-    if (page->err != OK) return false;
-    page->count++;
-    page->last_size = key.size;
-    if (key.size > 0) memcpy(page->last, key.at, key.size);
-    return true;
-}
-
-static enum MHD_Result list_keys(struct request *request)
-{
-    struct parameter parameters[] = {
-        {.name = "prefix"}, {.name = "limit"}, {.name = "cursor"}, {.name = "consistency"}};
-    struct node *node = request->http->server->node;
-    uint64_t limit = PAGE_LIMIT_DEFAULT;
-    uint8_t after[KEY_SIZE_MAX];
-    size_t after_size = 0;
-    if (read_query(request, parameters, 4) != OK || !consistency_valid(&parameters[3]))
-        return answer_error(
-            request, 400, "bad_query", "a list takes ?prefix=, ?limit= and ?cursor=");
-    if (parameters[0].size > KEY_SIZE_MAX)
-        return answer_error(
-            request, 400, "key_too_large", "the prefix is over the limit of 400 bytes");
-    if (parameters[1].found &&
-        (!http_decimal(value_of(&parameters[1]), UINT32_MAX, &limit) || limit == 0))
-        return answer_error(request, 400, "bad_query", "limit is a number from 1 to 1000");
-    if (limit > PAGE_LIMIT_MAX) limit = PAGE_LIMIT_MAX;
-    if (parameters[2].found &&
-        http_base64_decode(value_of(&parameters[2]), after, sizeof after, &after_size) != OK)
-        return answer_error(request, 400, "bad_cursor", "this cursor was not given out here");
-    if (!find_bucket(request, false)) return answer(request);
-    struct page *page = calloc(1, sizeof *page);
-    if (page == NULL) return answer_err(request, ERR_NOMEM);
-    page->now_ms = node_now_ms(node);
-    bool more = false;
-    enum err err = buffer_append(&page->out, "{\"entries\":[", 12);
-    if (err == OK)
-        err = node_page(node, request->bucket, value_of(&parameters[0]),
-            bytes_of(after, after_size), limit, &more, each_entry, page);
-    if (err == OK) err = page->err;
-    if (err == OK) err = buffer_append(&page->out, "],\"cursor\":", 11);
-    if (err == OK && (more || page->cut) && page->count > 0) {
-        err = buffer_append(&page->out, "\"", 1);
-        if (err == OK)
-            err = http_base64_append(&page->out, bytes_of(page->last, page->last_size), true);
-        if (err == OK) err = buffer_append(&page->out, "\"}\n", 3);
-    } else if (err == OK) {
-        err = buffer_append(&page->out, "null}\n", 6);
-    }
-    struct buffer out = page->out;
-    free(page);
-    if (err == OK) return answer_buffer(request, 200, "application/json", &out);
-    buffer_deinit(&out);
-    return answer_err(request, err);
 }
 
 /* ---- backup ---- */
@@ -874,7 +489,7 @@ static ssize_t read_stream(void *ctx, uint64_t position, char *at, size_t capaci
     case OK:
         return (ssize_t)size;
     case ERR_AGAIN:
-        suspend(request);
+        request_suspend(request);
         return 0;
     case ERR_NOT_FOUND:
         return MHD_CONTENT_READER_END_OF_STREAM;
@@ -889,15 +504,16 @@ static enum MHD_Result start_backup(struct request *request)
     struct http *http = request->http;
     struct node *node = http->server->node;
     if (request->target.query.size > 0)
-        return answer_error(request, 400, "bad_query", "a backup takes no parameters");
+        return request_answer_error(request, 400, "bad_query", "a backup takes no parameters");
     if (http->stream_count >= BACKUPS_MAX) {
-        request->outcome = error(503, "busy", "two backups are running already; try again later");
+        request->outcome =
+            outcome_of(503, "busy", "two backups are running already; try again later");
         request->outcome.retry_s = 30;
-        return answer(request);
+        return request_answer(request);
     }
     enum err err = backup_stream_open(node_engine(node), node_cluster_id(node), node_name(node),
         wake_loop, http, &request->stream);
-    if (err != OK) return answer_err(request, err);
+    if (err != OK) return request_answer_err(request, err);
     http->stream_count++;
     request->next_stream = http->streams;
     http->streams = request;
@@ -905,9 +521,9 @@ static enum MHD_Result start_backup(struct request *request)
     struct MHD_Response *response =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 128 << 10, read_stream, request, NULL);
     if (response == NULL) return MHD_NO;
-    header(response, "Content-Disposition", "attachment; filename=\"duramen.backup\"");
-    header(response, "Cache-Control", "no-store");
-    return queue(request, 200, "application/octet-stream", response);
+    response_header(response, "Content-Disposition", "attachment; filename=\"duramen.backup\"");
+    response_header(response, "Cache-Control", "no-store");
+    return request_queue(request, 200, "application/octet-stream", response);
 }
 
 static void end_stream(struct request *request)
@@ -934,7 +550,7 @@ static void end_stream(struct request *request)
 static void poll_streams(struct http *http, bool wait)
 {
     for (struct request *request = http->streams; request != NULL; request = request->next_stream) {
-        if (backup_stream_poll(request->stream)) resume(request);
+        if (backup_stream_poll(request->stream)) request_resume(request);
     }
     struct dying_stream **at = &http->dying;
     while (*at != NULL) {
@@ -959,20 +575,20 @@ static enum MHD_Result answer_page(struct request *request)
         /* one build has one content: its tag is a number made of the content */
         if (http_tags_match(request->if_none_match, asset->version, true, &match) == OK && match) {
             request->outcome = (struct outcome){.status = 304, .version = asset->version};
-            return answer(request);
+            return request_answer(request);
         }
     }
     char tag[32];
-    struct MHD_Response *response = copied(asset->content);
+    struct MHD_Response *response = response_of(asset->content);
     if (response == NULL) return MHD_NO;
     snprintf(tag, sizeof tag, "\"%llu\"", (unsigned long long)asset->version);
-    header(response, "ETag", tag);
-    header(response, "Cache-Control", "no-cache");
-    header(response, "Content-Security-Policy",
+    response_header(response, "ETag", tag);
+    response_header(response, "Cache-Control", "no-cache");
+    response_header(response, "Content-Security-Policy",
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
-    header(response, "Referrer-Policy", "no-referrer");
-    header(response, "X-Frame-Options", "DENY");
-    return queue(request, 200, asset->type, response);
+    response_header(response, "Referrer-Policy", "no-referrer");
+    response_header(response, "X-Frame-Options", "DENY");
+    return request_queue(request, 200, asset->type, response);
 }
 
 static enum MHD_Result answer_report(struct request *request, const char *type,
@@ -980,18 +596,19 @@ static enum MHD_Result answer_report(struct request *request, const char *type,
 {
     struct buffer out = {0};
     enum err err = report(request->http->server, &out);
-    if (err == OK) return answer_buffer(request, 200, type, &out);
+    if (err == OK) return request_answer_buffer(request, 200, type, &out);
     buffer_deinit(&out);
-    return answer_err(request, err);
+    return request_answer_err(request, err);
 }
 
 static enum MHD_Result answer_ready(struct request *request)
 {
     const char *why = report_unready(request->http->server);
     struct buffer out = {0};
-    if (why != NULL) return answer_error(request, 503, "not_ready", why);
-    if (buffer_printf(&out, "{\"ready\":true}\n") != OK) return answer_err(request, ERR_NOMEM);
-    return answer_buffer(request, 200, "application/json", &out);
+    if (why != NULL) return request_answer_error(request, 503, "not_ready", why);
+    if (buffer_printf(&out, "{\"ready\":true}\n") != OK)
+        return request_answer_err(request, ERR_NOMEM);
+    return request_answer_buffer(request, 200, "application/json", &out);
 }
 
 static enum MHD_Result run(struct request *request)
@@ -999,20 +616,23 @@ static enum MHD_Result run(struct request *request)
     struct buffer out = {0};
     switch (request->route) {
     case ROUTE_KEY:
-        return changes_state(request) ? write_key(request) : get_key(request);
+        return request_run_key(request);
     case ROUTE_KEYS:
-        return list_keys(request);
+        return request_list_keys(request);
     case ROUTE_STATUS:
         return answer_report(request, "application/json", report_status);
     case ROUTE_METRICS:
         return answer_report(request, "text/plain; version=0.0.4; charset=utf-8", report_metrics);
     case ROUTE_LIVE:
-        if (buffer_printf(&out, "{\"live\":true}\n") != OK) return answer_err(request, ERR_NOMEM);
-        return answer_buffer(request, 200, "application/json", &out);
+        if (buffer_printf(&out, "{\"live\":true}\n") != OK)
+            return request_answer_err(request, ERR_NOMEM);
+        return request_answer_buffer(request, 200, "application/json", &out);
     case ROUTE_READY:
         return answer_ready(request);
     case ROUTE_BACKUP:
         return start_backup(request);
+    case ROUTE_ADMIN:
+        return request_start_admin(request);
     case ROUTE_PAGE:
         return answer_page(request);
     case ROUTE_NONE:
@@ -1034,11 +654,11 @@ static void *begin(void *ctx, const char *target, struct MHD_Connection *connect
     if (request == NULL) return NULL;
     request->http = http;
     request->link = link;
-    request->began_ns = now_ns(http);
+    request->began_ns = http_now_ns(http);
     link->request = request;
     struct bytes text = bytes_of_text(target);
     if (buffer_append(&request->target_text, text.at, text.size) != OK)
-        refuse(request, error(503, "no_memory", "the server is out of memory"));
+        refuse(request, outcome_of(503, "no_memory", "the server is out of memory"));
     http->server->counters.http_requests++;
     return request;
 }
@@ -1049,6 +669,7 @@ static enum method method_of(const char *method)
     if (strcmp(method, "HEAD") == 0) return METHOD_HEAD;
     if (strcmp(method, "PUT") == 0) return METHOD_PUT;
     if (strcmp(method, "DELETE") == 0) return METHOD_DELETE;
+    if (strcmp(method, "POST") == 0) return METHOD_POST;
     return METHOD_OTHER;
 }
 
@@ -1070,7 +691,7 @@ static enum MHD_Result start(struct request *request, const char *method)
     if (request->auth == AUTH_OK || request->auth == AUTH_WAIT) check_method(request);
     if (request->auth == AUTH_WAIT) {
         request->step = STEP_AUTH;
-        suspend(request);
+        request_suspend(request);
     }
     return MHD_YES;
 }
@@ -1083,15 +704,17 @@ static void take_body(struct request *request, const char *at, size_t size)
         return;
     if (server->config.client_memory > 0 &&
         server->client_bytes + size > server->config.client_memory) {
-        request->outcome = error(503, "busy", "the memory for clients is used up; try again later");
+        request->outcome =
+            outcome_of(503, "busy", "the memory for clients is used up; try again later");
         request->outcome.retry_s = 1;
     } else if (request->body.size + size > VALUE_SIZE_MAX) {
-        request->outcome = error(413, "too_large", "the value is over the limit of 16777216 bytes");
+        request->outcome =
+            outcome_of(413, "too_large", "the value is over the limit of 16777216 bytes");
     } else if (buffer_append(&request->body, at, size) != OK) {
-        request->outcome = error(503, "no_memory", "the server is out of memory");
+        request->outcome = outcome_of(503, "no_memory", "the server is out of memory");
     }
     if (request->outcome.status != 0) buffer_deinit(&request->body);
-    count_body(request);
+    request_count_bytes(request);
 }
 
 static enum MHD_Result handle(void *ctx, struct MHD_Connection *connection, const char *url,
@@ -1108,6 +731,7 @@ static enum MHD_Result handle(void *ctx, struct MHD_Connection *connection, cons
         return start(request, method);
     case STEP_AUTH: /* on_authenticated() moves on */
     case STEP_COMMIT:
+    case STEP_REMOTE:
         UNREACHABLE();
     case STEP_BODY:
         if (request->auth != AUTH_OK) take_auth(request, request->auth);
@@ -1116,12 +740,12 @@ static enum MHD_Result handle(void *ctx, struct MHD_Connection *connection, cons
             *size = 0;
             return MHD_YES;
         }
-        if (request->outcome.status != 0) return answer(request);
+        if (request->outcome.status != 0) return request_answer(request);
         return run(request);
     case STEP_ADMISSION:
-        return write_key(request);
+        return request_run_key(request);
     case STEP_ANSWER:
-        return answer(request);
+        return request_answer(request);
     case STEP_STREAM:
         break;
     }
@@ -1141,14 +765,16 @@ static void completed(void *ctx, struct MHD_Connection *connection, void **conte
         if (http->stats.latency_ns == NULL)
             http->stats.latency_ns = calloc(1, sizeof *http->stats.latency_ns);
         if (http->stats.latency_ns != NULL && request->route != ROUTE_BACKUP)
-            histogram_record(http->stats.latency_ns, now_ns(http) - request->began_ns);
+            histogram_record(http->stats.latency_ns, http_now_ns(http) - request->began_ns);
     }
     struct link *link = request->link;
     if (request->waits_for_ticket) server_unwait(http->server, &request->waiter);
-    leave_admission(request);
+    request_leave_admission(request);
+    request_cancel_remote(request);
     end_stream(request);
     buffer_deinit(&request->body);
-    count_body(request);
+    buffer_deinit(&request->value);
+    request_count_bytes(request);
     buffer_deinit(&request->target_text);
     link->request = NULL;
     if (request->step == STEP_AUTH) {
@@ -1234,9 +860,10 @@ static void abandon(void *ctx, struct gate *gate)
         server_unwait(http->server, &request->waiter);
         request->waits_for_ticket = false;
     }
-    leave_admission(request);
+    request_leave_admission(request);
+    request_cancel_remote(request);
     /* a password being verified keeps its request suspended until the verdict comes */
-    if (request->step != STEP_AUTH) resume(request);
+    if (request->step != STEP_AUTH) request_resume(request);
 }
 
 /* ---- turns ---- */
@@ -1245,14 +872,14 @@ static void retry_admissions(struct http *http)
 {
     struct request *request = http->admission;
     if (request == NULL) return;
-    uint64_t now = now_ns(http);
+    uint64_t now = http_now_ns(http);
     bool room = node_admit(http->server->node, 0) != ERR_AGAIN;
     struct request *next;
     for (; request != NULL; request = next) {
         next = request->next_admission;
         if (!room && now - request->began_ns <= ADMISSION_MS * MILLISECOND) continue;
-        leave_admission(request);
-        resume(request);
+        request_leave_admission(request);
+        request_resume(request);
     }
 }
 
@@ -1282,7 +909,7 @@ static void turn(struct http *http)
     }
     /* the rest in the next turn, after other work of the loop */
     if (more) loop_wake(http->server->loop);
-    uint64_t now = now_ns(http);
+    uint64_t now = http_now_ns(http);
     if (now - http->swept_ns > 250 * MILLISECOND) {
         http->swept_ns = now;
         gates_sweep(http->gates, now);
@@ -1307,7 +934,7 @@ void http_turn(struct server *server)
     struct http *http = server->http;
     if (http == NULL) return;
     if (!http->library && http->admission == NULL && http->streams == NULL && http->dying == NULL &&
-        now_ns(http) - http->swept_ns <= 250 * MILLISECOND)
+        http_now_ns(http) - http->swept_ns <= 250 * MILLISECOND)
         return;
     turn(http);
 }
@@ -1317,7 +944,7 @@ enum err http_open(struct server *server, int listen_fd)
     struct http *http = calloc(1, sizeof *http);
     if (http == NULL) return ERR_NOMEM;
     http->server = server;
-    http->swept_ns = now_ns(http);
+    http->swept_ns = http_now_ns(http);
     server->http = http;
     http->daemon = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0,
@@ -1367,7 +994,7 @@ void http_close(struct server *server)
     if (http->daemon != NULL) {
         /* the library must not be stopped with suspended connections */
         for (struct link *link = http->links; link != NULL; link = link->next) {
-            if (link->request != NULL) resume(link->request);
+            if (link->request != NULL) request_resume(link->request);
         }
         run_library(http);
         MHD_stop_daemon(http->daemon);

@@ -96,7 +96,7 @@ static void count_keys(struct server *server)
     cache->buckets = node_bucket_count(server->node);
     if (cache->buckets > NODE_BUCKETS_MAX) cache->buckets = NODE_BUCKETS_MAX;
     for (uint32_t i = 0; i < cache->buckets; i++)
-        cache->keys[i] = node_count(server->node, NODE_COMMITTED, (uint16_t)i);
+        cache->keys[i] = node_count(server->node, NODE_COMMITTED, 0, (uint16_t)i);
 }
 
 static uint64_t all_keys(struct server *server)
@@ -141,12 +141,34 @@ static void families_free(struct family *families, uint32_t count)
 const char *report_unready(struct server *server)
 {
     struct engine_stats stats;
-    if (server->stopping) return "the server is stopping";
+    if (server->hand_over_by_ns != 0) return "the server is stopping";
     engine_stats(node_engine(server->node), &stats);
     if (stats.wal.full)
         return "the log is full: writes are refused until there is room on the disk";
     if (stats.damaged > 0) return "stored values failed their checksum: see the log, and verify";
+    if (!node_alone(server->node)) {
+        for (uint32_t id = 0; id <= node_ranges(server->node); id++) {
+            struct node_range range;
+            node_range_status(server->node, (uint16_t)id, &range);
+            if (range.leader == 0) return "no leader is known of some range";
+        }
+    }
     return NULL;
+}
+
+static const char *state_name(enum node_state state)
+{
+    switch (state) {
+    case NODE_STATE_ALIVE:
+        return "alive";
+    case NODE_STATE_SUSPECT:
+        return "suspect";
+    case NODE_STATE_DEAD:
+        return "dead";
+    case NODE_STATE_LEFT:
+        return "left";
+    }
+    return "dead";
 }
 
 /* ---- Prometheus ---- */
@@ -364,6 +386,42 @@ static void metrics_storage(
     counter(writer, "damaged_values_total", "Values that failed their checksum.", engine->damaged);
 }
 
+static void metrics_cluster(struct writer *writer, struct server *server)
+{
+    struct node_cluster_stats stats;
+    struct node_member members[NODE_MEMBERS_MAX];
+    uint32_t states[NODE_STATE_LEFT + 1] = {0};
+    uint32_t count = node_members(server->node, members, NODE_MEMBERS_MAX);
+    for (uint32_t i = 0; i < count && i < NODE_MEMBERS_MAX; i++)
+        states[members[i].state]++;
+    node_cluster_stats(server->node, &stats);
+    about(writer, "members", "gauge", "Members of the cluster as this node sees them.");
+    for (int state = NODE_STATE_ALIVE; state <= NODE_STATE_LEFT; state++)
+        sample_of(writer, "members", "state", state_name((enum node_state)state), states[state]);
+    gauge(writer, "ranges", "Data ranges of the cluster.", node_ranges(server->node));
+    gauge(writer, "ranges_led", "Ranges this node leads, the meta range included.", stats.led);
+    counter(writer, "elections_total", "Elections this node stood in.", stats.elections);
+    counter(writer, "leader_changes_total", "Changes of a range's leader seen here.",
+        stats.leader_changes);
+    counter(writer, "config_changes_total", "Changes of a range's replicas begun here.",
+        stats.config_changes);
+    counter(writer, "forwarded_total", "Requests sent to other nodes.", stats.forwarded);
+    counter(writer, "executed_total", "Requests of any node evaluated here by request.",
+        stats.executed);
+    counter(writer, "unknown_outcomes_total", "Requests whose outcome could not be told.",
+        stats.unknown);
+    counter(writer, "frames_sent_total", "Frames to other nodes.", stats.frames_sent);
+    counter(writer, "frames_received_total", "Frames of other nodes.", stats.frames_received);
+    counter(writer, "frames_dropped_total", "Frames that could not be sent.", stats.frames_dropped);
+    counter(writer, "log_catch_ups_total", "Replicas brought up to date from the log.",
+        stats.log_catch_ups);
+    counter(writer, "snapshots_sent_total", "Snapshots sent.", stats.snapshots_sent);
+    counter(writer, "snapshots_received_total", "Snapshots installed.", stats.snapshots_received);
+    counter(writer, "snapshot_bytes_total", "Bytes of snapshots, both ways.", stats.snapshot_bytes);
+    counter(writer, "divergences_total", "Replicas found to differ.", stats.divergences);
+    counter(writer, "repairs_total", "Replicas fetched anew.", stats.repairs);
+}
+
 enum err report_metrics(struct server *server, struct buffer *out)
 {
     struct writer writer = {.out = out};
@@ -374,6 +432,7 @@ enum err report_metrics(struct server *server, struct buffer *out)
     metrics_commands(&writer, server);
     metrics_log(&writer, &sample);
     metrics_storage(&writer, server, &sample);
+    metrics_cluster(&writer, server);
     return writer.err;
 }
 
@@ -386,17 +445,77 @@ static void text(struct writer *writer, const char *name, const char *value)
         writer->err = http_json_string(writer->out, bytes_of_text(value == NULL ? "" : value));
 }
 
+static void replica_of(
+    struct writer *writer, struct server *server, const struct node_replica *replica)
+{
+    const char *name = node_member_name(server->node, replica->number);
+    char number[16];
+    snprintf(number, sizeof number, "#%u", replica->number);
+    line(writer, "{");
+    text(writer, "name", name == NULL ? number : name);
+    line(writer, ",\"role\":\"%s\",\"match\":%llu,\"local\":%s,\"faulty\":%s}",
+        replica->voter ? "voter" : "learner", (unsigned long long)replica->match,
+        replica->local ? "true" : "false", replica->faulty ? "true" : "false");
+}
+
 static void range_of(struct writer *writer, struct server *server, uint32_t id)
 {
-    uint64_t applied = engine_range_applied(node_engine(server->node), (uint16_t)id);
-    const char *name = node_name(server->node);
+    struct node_range range;
+    node_range_status(server->node, (uint16_t)id, &range);
+    const char *leader = range.leader == 0 ? NULL : node_member_name(server->node, range.leader);
     line(writer, "{\"id\":%u,", id);
-    text(writer, "leader", name);
-    line(writer, ",\"term\":1,\"replicas\":[{");
-    text(writer, "name", name);
+    if (leader == NULL) {
+        line(writer, "\"leader\":null");
+    } else {
+        text(writer, "leader", leader);
+    }
+    line(writer, ",\"term\":%llu,\"replicas\":[", (unsigned long long)range.term);
+    for (uint32_t i = 0; i < range.replica_count; i++) {
+        if (i > 0) line(writer, ",");
+        replica_of(writer, server, &range.replicas[i]);
+    }
+    line(writer, "],\"applied\":%llu,\"committed\":%llu,\"catching_up\":%.3f}",
+        (unsigned long long)range.applied, (unsigned long long)range.committed, range.catching_up);
+}
+
+static void status_members(struct writer *writer, struct server *server)
+{
+    struct node_member members[NODE_MEMBERS_MAX];
+    uint32_t count = node_members(server->node, members, NODE_MEMBERS_MAX);
+    if (count > NODE_MEMBERS_MAX) count = NODE_MEMBERS_MAX;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct node_member *member = &members[i];
+        line(writer, i == 0 ? "{" : ",{");
+        text(writer, "name", member->name);
+        line(writer, ",");
+        text(writer, "peer", member->peer);
+        line(writer, ",");
+        text(writer, "resp", member->resp);
+        line(writer, ",");
+        text(writer, "http", member->http);
+        line(writer, ",");
+        text(writer, "zone", member->zone);
+        line(writer, ",");
+        text(writer, "state", state_name(member->state));
+        line(writer, "}");
+    }
+}
+
+static void status_replication(struct writer *writer, struct server *server)
+{
+    struct node_cluster_stats stats;
+    node_cluster_stats(server->node, &stats);
     line(writer,
-        ",\"role\":\"voter\",\"match\":%llu,\"local\":true}],\"applied\":%llu,\"committed\":%llu}",
-        (unsigned long long)applied, (unsigned long long)applied, (unsigned long long)applied);
+        ",\"replication\":{\"led\":%u,\"elections\":%llu,\"leader_changes\":%llu,\"forwarded\":%"
+        "llu,"
+        "\"executed\":%llu,\"unknown\":%llu,\"snapshots_sent\":%llu,\"snapshots_received\":%llu,"
+        "\"snapshot_bytes\":%llu,\"log_catch_ups\":%llu,\"divergences\":%llu,\"repairs\":%llu}",
+        stats.led, (unsigned long long)stats.elections, (unsigned long long)stats.leader_changes,
+        (unsigned long long)stats.forwarded, (unsigned long long)stats.executed,
+        (unsigned long long)stats.unknown, (unsigned long long)stats.snapshots_sent,
+        (unsigned long long)stats.snapshots_received, (unsigned long long)stats.snapshot_bytes,
+        (unsigned long long)stats.log_catch_ups, (unsigned long long)stats.divergences,
+        (unsigned long long)stats.repairs);
 }
 
 static void status_storage(
@@ -464,17 +583,9 @@ enum err report_status(struct server *server, struct buffer *out)
     text(&writer, "cluster_id", node_cluster_id(server->node));
     line(&writer, ",");
     text(&writer, "version", DURAMEN_VERSION);
-    line(&writer, ",\"members\":[{");
-    text(&writer, "name", node_name(server->node));
-    line(&writer, ",");
-    text(&writer, "peer", server->peer_text);
-    line(&writer, ",");
-    text(&writer, "resp", server->resp_text);
-    line(&writer, ",");
-    text(&writer, "http", server->http_text);
-    line(&writer, ",");
-    text(&writer, "zone", server->config.zone);
-    line(&writer, ",\"state\":\"alive\"}],\"ranges\":[");
+    line(&writer, ",\"members\":[");
+    status_members(&writer, server);
+    line(&writer, "],\"ranges\":[");
     for (uint32_t id = 1; id <= node_ranges(server->node); id++) {
         if (id > 1) line(&writer, ",");
         range_of(&writer, server, id);
@@ -488,6 +599,7 @@ enum err report_status(struct server *server, struct buffer *out)
     line(&writer, ",\"uptime_seconds\":%llu", (unsigned long long)sample.uptime_s);
     line(&writer, ",\"connections\":{\"resp\":%u,\"http\":%u}", server->session_count,
         sample.http.connections);
+    status_replication(&writer, server);
     status_storage(&writer, server, &sample);
     status_buckets(&writer, server);
     line(&writer, "}\n");
@@ -613,13 +725,30 @@ static void info_replication(
     struct writer *writer, struct server *server, const struct sample *sample)
 {
     FIELD("role", "%s", "master");
-    FIELD("connected_slaves", "%d", 0);
+    struct node_cluster_stats stats;
+    struct node_member members[NODE_MEMBERS_MAX];
+    uint32_t count = node_members(server->node, members, NODE_MEMBERS_MAX);
+    uint32_t listed = count < NODE_MEMBERS_MAX ? count : NODE_MEMBERS_MAX, alive = 0;
+    for (uint32_t i = 0; i < listed; i++)
+        alive += members[i].state == NODE_STATE_ALIVE;
+    node_cluster_stats(server->node, &stats);
+    FIELD("connected_slaves", "%u", alive > 0 ? alive - 1 : 0);
+    FIELD("cluster_members", "%u", count);
+    FIELD("ranges_led", "%u", stats.led);
+    for (uint32_t i = 0; i < listed; i++)
+        line(writer, "member%u:name=%s,peer=%s,resp=%s,state=%s\r\n", i, members[i].name,
+            members[i].peer, members[i].resp, state_name(members[i].state));
     FIELD("master_failover_state", "%s", "no-failover");
     FIELD("master_replid", "%s00000000", node_cluster_id(server->node));
     FIELD("master_replid2", "%040d", 0);
     FIELD("master_repl_offset", "%llu", U(sample->engine.wal.durable));
     FIELD("second_repl_offset", "%d", -1);
     FIELD("repl_backlog_active", "%d", 0);
+    FIELD("elections", "%llu", U(stats.elections));
+    FIELD("leader_changes", "%llu", U(stats.leader_changes));
+    FIELD("forwarded", "%llu", U(stats.forwarded));
+    FIELD("executed", "%llu", U(stats.executed));
+    FIELD("unknown_outcomes", "%llu", U(stats.unknown));
 }
 
 static void info_cpu(struct writer *writer, struct server *server, const struct sample *sample)

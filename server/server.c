@@ -17,8 +17,9 @@
 
 #include "base/check.h"
 #include "base/logger.h"
-#include "server/command.h"
-#include "storage/folder.h"
+#include "server/forward.h"
+#include "server/peer.h"
+#include "server/scatter.h"
 
 /* A node's life: opens everything in order, runs the loop, closes in reverse.
  *
@@ -28,7 +29,8 @@
  * handing it to the log thread and back costs more than anybody else could gain from it.
  *
  * Signals come through a descriptor that the loop watches, so they need no global state. The first
- * SIGTERM or SIGINT stops accepting and parsing, sends what is owed, checkpoints and exits 0;
+ * SIGTERM or SIGINT stops accepting, hands over what this node leads while it still answers, then stops parsing, sends
+ * what is owed, checkpoints and exits 0;
  * from then on the signals have their default action again, so the second one ends the process at once. */
 
 enum {
@@ -39,18 +41,18 @@ enum {
 };
 
 enum {
-    TICK_MS = 20, /* of the log's idle marks */
-    TICKS_PER_ROUND = 5, /* everything else that is periodic */
+    TICK_MS = 10, /* elections, heartbeats, deadlines; the log's idle marks */
+    TICKS_PER_ROUND = 10, /* everything else that is periodic */
     FEW_PROCESSORS = 2, /* up to here the log's thread shares the loop's */
     ALONE_AFTER_MS = 10,
     STOP_WITHIN_MS = 2000,
+    HAND_OVER_WITHIN_MS = 3000,
+    LEAD_WITHIN_MS = 5000, /* a node alone elects itself */
     LISTEN_BACKLOG = 4096,
     COMMAND_BYTES_MAX = 64 << 20,
 };
 
-static void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-static void complain(const char *format, ...)
+void server_complain(const char *format, ...)
 {
     char line[1024];
     va_list arguments;
@@ -62,62 +64,48 @@ static void complain(const char *format, ...)
 
 /* ---- tickets ---- */
 
-static void run_waiters(struct server *server, ticket_t committed)
+static void run_waiters(struct server *server)
 {
-    while (server->waiters != NULL && server->waiters->ticket <= committed) {
-        struct ticket_waiter *waiter = server->waiters;
-        server->waiters = waiter->next;
-        if (server->waiters == NULL) server->waiters_last = NULL;
-        waiter->on_ready(waiter);
+    struct ticket_waiter **at = &server->waiters;
+    while (*at != NULL) {
+        struct ticket_waiter *waiter = *at;
+        enum ticket_state state = node_ticket(server->node, waiter->ticket);
+        if (state == TICKET_WAITING) {
+            at = &waiter->next;
+            continue;
+        }
+        *at = waiter->next;
+        waiter->on_ready(waiter, state);
     }
 }
 
 void server_wait(struct server *server, struct ticket_waiter *waiter)
 {
-    if (waiter->ticket <= node_committed(server->node)) {
-        waiter->on_ready(waiter);
+    enum ticket_state state =
+        waiter->ticket == 0 ? TICKET_DONE : node_ticket(server->node, waiter->ticket);
+    if (state != TICKET_WAITING) {
+        waiter->on_ready(waiter, state);
         return;
     }
-    /* tickets ascend, so the place is nearly always the end */
-    if (server->waiters_last == NULL || server->waiters_last->ticket <= waiter->ticket) {
-        waiter->next = NULL;
-        if (server->waiters_last == NULL) {
-            server->waiters = waiter;
-        } else {
-            server->waiters_last->next = waiter;
-        }
-        server->waiters_last = waiter;
-        return;
-    }
-    struct ticket_waiter **at = &server->waiters;
-    while ((*at)->ticket <= waiter->ticket)
-        at = &(*at)->next;
-    waiter->next = *at;
-    *at = waiter;
+    waiter->next = server->waiters;
+    server->waiters = waiter;
 }
 
 void server_unwait(struct server *server, struct ticket_waiter *waiter)
 {
-    struct ticket_waiter *before = NULL;
-    for (struct ticket_waiter *at = server->waiters; at != NULL; before = at, at = at->next) {
-        if (at != waiter) continue;
-        if (before == NULL) {
-            server->waiters = at->next;
-        } else {
-            before->next = at->next;
-        }
-        if (server->waiters_last == at) server->waiters_last = before;
-        return;
-    }
+    struct ticket_waiter **at = &server->waiters;
+    while (*at != NULL && *at != waiter)
+        at = &(*at)->next;
+    if (*at != NULL) *at = waiter->next;
 }
 
 /* ---- the loop ---- */
 
-static void on_committed(void *ctx, ticket_t committed)
+static void on_tickets(void *ctx)
 {
     struct server *server = ctx;
-    sessions_on_committed(server, committed);
-    run_waiters(server, committed);
+    sessions_on_tickets(server);
+    run_waiters(server);
 }
 
 static void wake_loop(void *ctx)
@@ -139,27 +127,63 @@ _Noreturn static void stop_poisoned(void)
 {
     log_error("the log failed: the node stops, for what it would answer from now on could be lost",
         "exit=%d", EXIT_DURABILITY);
-    complain("a write or sync of the log failed; what was acknowledged before is safe; check the "
-             "disk, then start again");
+    server_complain(
+        "a write or sync of the log failed; what was acknowledged before is safe; check the "
+        "disk, then start again");
     _exit(EXIT_DURABILITY);
+}
+
+/* The cluster does not want this process: it was removed, or its folder is a copy of another's. */
+_Noreturn static void stop_refused(void)
+{
+    server_complain(
+        "the cluster refuses this node: it was removed, or another process runs with a copy of its "
+        "folder; to take part again, start with an empty folder and --join");
+    _exit(EXIT_FAILED);
+}
+
+static void poll_node(struct server *server)
+{
+    enum err err = node_poll(server->node);
+    if (err == ERR_PERMISSION) stop_refused();
+    if (err != OK) stop_poisoned();
+    if (server->bucket_requests != NULL) bucket_requests_poll(server);
+}
+
+/* The second half of stopping: nothing new is begun. */
+static void stop_serving(struct server *server)
+{
+    server->stopping = true;
+    server->stop_by_ns = server->now_ns + STOP_WITHIN_MS * 1000000ull;
+    http_stop(server);
+    for (struct session *session = server->sessions; session != NULL; session = session->next_all)
+        session_close(session, true);
+}
+
+static void hand_over(struct server *server)
+{
+    if (server->hand_over_by_ns == 0 || server->stopping) return;
+    if (node_hand_over(server->node) || server->now_ns >= server->hand_over_by_ns)
+        stop_serving(server);
 }
 
 static void on_wake(void *ctx)
 {
     struct server *server = ctx;
-    if (node_poll(server->node) != OK) stop_poisoned();
+    poll_node(server);
     auth_poll(server);
     sessions_retry(server);
+    hand_over(server);
 }
 
 static void on_tick(void *ctx)
 {
     struct server *server = ctx;
-    if (node_poll(server->node) != OK) stop_poisoned();
-    node_idle(server->node);
-    if (++server->ticks % TICKS_PER_ROUND != 0) return;
+    poll_node(server);
     node_tick(server->node);
-    sessions_tick(server);
+    node_idle(server->node);
+    hand_over(server);
+    if (++server->ticks % TICKS_PER_ROUND == 0) sessions_tick(server);
 }
 
 static bool is_alone(const struct server *server)
@@ -194,7 +218,8 @@ static void on_signal(void *ctx)
 {
     struct server *server = ctx;
     struct signalfd_siginfo info;
-    if (read(server->signal_fd, &info, sizeof info) != (ssize_t)sizeof info || server->stopping)
+    if (read(server->signal_fd, &info, sizeof info) != (ssize_t)sizeof info ||
+        server->hand_over_by_ns != 0)
         return;
     log_info("stopping", "signal=%u clients=%u", info.ssi_signo, server->session_count);
     sigset_t signals;
@@ -203,12 +228,9 @@ static void on_signal(void *ctx)
     sigaddset(&signals, SIGINT);
     pthread_sigmask(SIG_UNBLOCK, &signals, NULL);
 
-    server->stopping = true;
-    server->stop_by_ns = server->now_ns + STOP_WITHIN_MS * 1000000ull;
+    server->hand_over_by_ns = server->now_ns + HAND_OVER_WITHIN_MS * 1000000ull;
     stop_listening(server, &server->listen_fd);
-    http_stop(server);
-    for (struct session *session = server->sessions; session != NULL; session = session->next_all)
-        session_close(session, true);
+    hand_over(server);
 }
 
 /* ---- addresses ---- */
@@ -240,7 +262,7 @@ static struct addrinfo *resolve(const char *flag, const char *text)
     const char *colon = strrchr(text, ':');
     size_t length = colon == NULL ? 0 : (size_t)(colon - text);
     if (colon == NULL || length >= sizeof host || colon[1] == '\0') {
-        complain("--%s %s: write it as HOST:PORT, for example 127.0.0.1:7379", flag, text);
+        server_complain("--%s %s: write it as HOST:PORT, for example 127.0.0.1:7379", flag, text);
         return NULL;
     }
     memcpy(host, text, length);
@@ -254,7 +276,7 @@ static struct addrinfo *resolve(const char *flag, const char *text)
     struct addrinfo *found = NULL;
     int code = getaddrinfo(name[0] == '\0' ? NULL : name, colon + 1, &hints, &found);
     if (code != 0) {
-        complain("--%s %s: this address cannot be used: %s", flag, text, gai_strerror(code));
+        server_complain("--%s %s: this address cannot be used: %s", flag, text, gai_strerror(code));
         return NULL;
     }
     return found;
@@ -285,15 +307,15 @@ static int bind_address(struct server *server, const char *flag, const char *tex
     if (address == NULL) return EXIT_USAGE;
     int code = 0, fd = -1, one = 1;
     if (!is_loopback(address) && server->config.password_hash == NULL) {
-        complain("--%s %s can be reached from other machines, so it needs a password: set "
-                 "requirepass or password-file, or listen on 127.0.0.1",
+        server_complain("--%s %s can be reached from other machines, so it needs a password: set "
+                        "requirepass or password-file, or listen on 127.0.0.1",
             flag, text);
         code = EXIT_USAGE;
     } else {
         fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) != 0 ||
             bind(fd, address->ai_addr, address->ai_addrlen) != 0) {
-            complain(errno == EADDRINUSE
+            server_complain(errno == EADDRINUSE
                     ? "--%s %s: the port is in use by another process; stop it or choose another"
                     : "--%s %s cannot be listened on: %m",
                 flag, text);
@@ -312,22 +334,25 @@ static int bind_address(struct server *server, const char *flag, const char *tex
     return 0;
 }
 
-/* The peer address is not served yet: it is only looked at. */
-static int check_peer(struct server *server)
+static bool is_wildcard(const struct addrinfo *address)
 {
-    const char *text = server->config.peer;
-    snprintf(server->peer_text, sizeof server->peer_text, "%s", is_off(text) ? "off" : text);
-    if (is_off(text)) return 0;
-    struct addrinfo *address = resolve("peer", text);
+    if (address->ai_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)address->ai_addr;
+        return in->sin_addr.s_addr == htonl(INADDR_ANY);
+    }
+    if (address->ai_family != AF_INET6) return false;
+    return IN6_IS_ADDR_UNSPECIFIED(
+        &((const struct sockaddr_in6 *)(const void *)address->ai_addr)->sin6_addr);
+}
+
+int server_check_address(const char *flag, const char *text, bool *loopback_out, bool *wildcard_out)
+{
+    struct addrinfo *address = resolve(flag, text);
     if (address == NULL) return EXIT_USAGE;
-    bool open = !is_loopback(address) && server->config.password_hash == NULL;
+    *loopback_out = is_loopback(address);
+    *wildcard_out = is_wildcard(address);
     freeaddrinfo(address);
-    if (!open) return 0;
-    complain(
-        "--peer %s can be reached from other machines, so it needs a password: set requirepass "
-        "or password-file, or use 127.0.0.1",
-        text);
-    return EXIT_USAGE;
+    return 0;
 }
 
 static int bind_all(struct server *server)
@@ -338,7 +363,7 @@ static int bind_all(struct server *server)
     if (code == 0)
         code = bind_address(server, "http", config->http, &server->http_fd, &server->http_address,
             server->http_text, sizeof server->http_text);
-    return code == 0 ? check_peer(server) : code;
+    return code == 0 ? peer_open(server) : code;
 }
 
 static int start_listening(struct server *server)
@@ -346,14 +371,14 @@ static int start_listening(struct server *server)
     if (server->listen_fd >= 0) {
         if (listen(server->listen_fd, LISTEN_BACKLOG) != 0 ||
             loop_listen(server->loop, server->listen_fd, session_accept, server) != OK) {
-            complain("--listen %s cannot be listened on: %m", server->config.listen);
+            server_complain("--listen %s cannot be listened on: %m", server->config.listen);
             return EXIT_FAILED;
         }
     }
     if (server->http_fd >= 0) {
         if (listen(server->http_fd, LISTEN_BACKLOG) != 0 ||
             http_open(server, server->http_fd) != OK) {
-            complain("--http %s cannot be served: %m", server->config.http);
+            server_complain("--http %s cannot be served: %m", server->config.http);
             return EXIT_FAILED;
         }
     }
@@ -404,7 +429,7 @@ static int prepare_process(struct server *server)
     if (server->signal_fd < 0 ||
         getrandom(server->run_id, sizeof server->run_id, 0) != (ssize_t)sizeof server->run_id ||
         getrandom(&server->io.seed, sizeof server->io.seed, 0) != (ssize_t)sizeof server->io.seed) {
-        complain("the process cannot be set up: %m");
+        server_complain("the process cannot be set up: %m");
         return EXIT_FAILED;
     }
     return 0;
@@ -441,7 +466,8 @@ static int open_the_loop(struct server *server)
     };
     enum err err = loop_open(&config, &server->loop);
     if (err == ERR_UNSUPPORTED && strcmp(wanted, "uring") == 0) {
-        complain("--io uring: this system does not allow io_uring; use --io auto or --io posix");
+        server_complain(
+            "--io uring: this system does not allow io_uring; use --io auto or --io posix");
         return EXIT_FAILED;
     }
     if (err == ERR_UNSUPPORTED) {
@@ -451,7 +477,7 @@ static int open_the_loop(struct server *server)
     }
     if (err == OK) err = loop_watch(server->loop, server->signal_fd, on_signal, server);
     if (err == OK) return 0;
-    complain("the event loop cannot be opened: %s", err_text(err));
+    server_complain("the event loop cannot be opened: %s", err_text(err));
     return EXIT_FAILED;
 }
 
@@ -462,9 +488,43 @@ static int exit_code_of(enum err err)
     return EXIT_FAILED;
 }
 
-static int open_node(struct server *server, const struct folder *folder)
+/* A node alone leads every range as soon as it has voted for itself, which is written down. */
+static int lead_alone(struct server *server)
+{
+    const struct clock *clock = &server->io.clock;
+    uint64_t until_ns = clock->monotonic_ns(clock->ctx) + LEAD_WITHIN_MS * 1000000ull;
+    struct node *node = server->node;
+    uint32_t range = 0;
+    while (node_alone(node)) {
+        while (range <= node_ranges(node) && node_serves(node, (uint16_t)range))
+            range++;
+        if (range > node_ranges(node)) return 0;
+        if (clock->monotonic_ns(clock->ctx) >= until_ns) {
+            server_complain(
+                "%s: this node alone does not come to lead its ranges", server->config.data);
+            return EXIT_FAILED;
+        }
+        node_turn_begin(node);
+        enum err err = node_poll(node);
+        if (err != OK) return exit_code_of(err);
+        node_tick(node);
+        node_turn_end(node, false);
+        usleep(500);
+    }
+    return 0;
+}
+
+static int open_node(struct server *server, struct folder *folder)
 {
     const struct server_config *config = &server->config;
+    uint64_t incarnation;
+    enum err counted = folder_next_incarnation(folder, &incarnation);
+    if (counted != OK) {
+        server_complain("%s: the start cannot be counted: %s", folder->path, err_text(counted));
+        return exit_code_of(counted);
+    }
+    char data_file[sizeof folder->db + 16];
+    snprintf(data_file, sizeof data_file, "%s/data.mdb", folder->db);
     struct node_config node_config = {
         .io = &server->io,
         .kv = &kv_lmdb,
@@ -474,20 +534,32 @@ static int open_node(struct server *server, const struct folder *folder)
         .memory = config->memory,
         .log_bytes_max = config->log_bytes,
         .accept_loss = config->accept_loss,
-        .create = true,
+        .number = folder->identity.node_number,
+        .incarnation = incarnation,
+        .peer = server->peer_text,
+        .resp = server->resp_text,
+        .http = server->http_text,
+        .zone = config->zone,
+        .replicas = config->replicas,
+        .leases = config->leases,
+        .deadline_ms = config->deadline_ms,
+        .create = access(data_file, F_OK) != 0,
+        .joined = folder->identity.node_number != 1,
         .background = true,
         .scrub = config->scrub,
         .ctx = server,
-        .on_committed = on_committed,
+        .on_tickets = on_tickets,
+        .execute = forward_execute,
         .wake = wake_loop,
     };
+    peer_known(server, &node_config);
     memcpy(node_config.cluster_id, folder->identity.cluster_id, sizeof node_config.cluster_id);
     memcpy(node_config.store_id, folder->identity.node_id, sizeof node_config.store_id);
     struct engine_report report = {0};
     enum err err = node_open(&node_config, &report, &server->node);
     if (err != OK) {
         const char *detail = report.detail[0] != '\0' ? report.detail : report.log.detail;
-        complain("%s: the data cannot be opened: %s%s%s", config->data, err_text(err),
+        server_complain("%s: the data cannot be opened: %s%s%s", config->data, err_text(err),
             detail[0] != '\0' ? ": " : "", detail);
         return exit_code_of(err);
     }
@@ -499,7 +571,7 @@ static int open_node(struct server *server, const struct folder *folder)
         (unsigned long long)report.log.last, report.log.torn_tail,
         (unsigned long long)(report.replay_ns / 1000000), server->disk->name,
         loop_name(server->loop));
-    return 0;
+    return lead_alone(server);
 }
 
 static void set_limits(struct server *server)
@@ -524,7 +596,7 @@ static int serve(struct server *server)
     command_table(&count);
     server->command_stats = calloc(count, sizeof *server->command_stats);
     if (server->command_stats == NULL || auth_open(server) != OK) {
-        complain("out of memory");
+        server_complain("out of memory");
         return EXIT_FAILED;
     }
     int code = start_listening(server);
@@ -550,6 +622,7 @@ static void close_all(struct server *server, bool checkpoint)
     if (server->auth != NULL) auth_close(server);
     if (server->node != NULL) node_close(server->node, checkpoint);
     if (server->commands != NULL) commands_close(server);
+    forward_close(server);
     slowlog_reset(server);
     if (server->command_stats != NULL) {
         uint32_t count;
@@ -565,11 +638,16 @@ static void close_all(struct server *server, bool checkpoint)
 
 static int run_in_folder(struct server *server, struct folder *folder)
 {
+    int settled = peer_settle(server, folder);
+    if (settled != 0) {
+        close_all(server, false);
+        return settled;
+    }
     struct disk disk;
     enum log_io mode;
     enum err err = disk_open(folder->wal, server->config.log_io, &disk, &mode);
     if (err != OK) {
-        complain("%s: the log's folder cannot be used with --log-io %s: %s", folder->wal,
+        server_complain("%s: the log's folder cannot be used with --log-io %s: %s", folder->wal,
             log_io_name(server->config.log_io), err_text(err));
         return EXIT_FAILED;
     }
@@ -589,18 +667,12 @@ static int run_in_folder(struct server *server, struct folder *folder)
 
 int server_run(struct server_config *config)
 {
-    if (config->join != NULL && config->join[0] != '\0') {
-        complain("--join %s: this version runs clusters of one node; joining another comes with "
-                 "replication, so leave --join out",
-            config->join);
-        return EXIT_USAGE;
-    }
     struct server *server = calloc(1, sizeof *server);
     struct folder *folder = calloc(1, sizeof *folder);
     if (server == NULL || folder == NULL) {
         free(server);
         free(folder);
-        complain("out of memory");
+        server_complain("out of memory");
         return EXIT_FAILED;
     }
     server->config = *config;
@@ -619,13 +691,14 @@ int server_run(struct server_config *config)
             code = run_in_folder(server, folder);
             folder_close(folder);
         } else {
-            complain("%s", detail[0] != '\0' ? detail : err_text(err));
+            server_complain("%s", detail[0] != '\0' ? detail : err_text(err));
             code = exit_code_of(err);
             close_all(server, false);
         }
     } else {
         close_all(server, false);
     }
+    peer_close(server);
     free(folder);
     free(server);
     return code;

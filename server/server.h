@@ -13,6 +13,9 @@
 
 struct session;
 struct command;
+struct executor;
+struct peers;
+struct bucket_request;
 
 enum { SESSION_LISTS = 3 }; /* enum session_list, server/session.h */
 
@@ -31,6 +34,10 @@ struct server_config {
     uint64_t log_bytes;
     enum log_io log_io;
     char *io;              /* "auto", "uring" or "posix": of the loop */
+    char *cluster_secret_file; /* shared by all nodes; needed where --peer is not loopback */
+    uint32_t join_timeout_s;
+    uint32_t deadline_ms;  /* of a request that needs other nodes */
+    bool leases;           /* answer reads by lease */
     char *password_hash;   /* argon2id string, NULL: no authentication */
     uint32_t connections_max;
     uint64_t output_limit;     /* bytes held for one slow reader before it is dropped */
@@ -82,10 +89,10 @@ struct report_cache {
     uint64_t keys[NODE_BUCKETS_MAX];
 };
 
-/* Somebody (HTTP) waits for a ticket: on_ready runs from the loop when it is committed. Embedded. */
+/* Somebody (HTTP) waits for a ticket: on_ready runs from the loop when it waits no more. Embedded. */
 struct ticket_waiter {
     ticket_t ticket;
-    void (*on_ready)(struct ticket_waiter *waiter);
+    void (*on_ready)(struct ticket_waiter *waiter, enum ticket_state state);
     struct ticket_waiter *next;
 };
 
@@ -108,8 +115,11 @@ struct server {
     uint64_t active_session;        /* id of the last one that sent something */
     uint64_t other_active_ns;       /* when the active session last changed */
     uint64_t stop_by_ns;            /* shutdown: sessions are cut off then */
-    struct ticket_waiter *waiters;  /* oldest ticket first */
-    struct ticket_waiter *waiters_last;
+    uint64_t hand_over_by_ns;       /* before that: others lead what this node led; 0: not stopping yet */
+    struct ticket_waiter *waiters;
+    struct peers *peers;            /* server/peer.c's */
+    struct executor *executor;      /* server/forward.c's; forward_close() frees it */
+    struct bucket_request *bucket_requests; /* that wait to be known here; server/scatter.c's */
     struct server_counters counters;
     uint64_t started_ns;
     int64_t started_wall_ms;
@@ -132,7 +142,7 @@ struct server {
 
 /* Loop callbacks and life cycle: server/server.c. Returns the process's exit code. */
 int server_run(struct server_config *config);
-/* Registers a waiter; if its ticket is committed already, on_ready runs before this returns. */
+/* Registers a waiter; if its ticket does not wait (any more), on_ready runs before this returns. */
 void server_wait(struct server *server, struct ticket_waiter *waiter);
 void server_unwait(struct server *server, struct ticket_waiter *waiter);
 

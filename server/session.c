@@ -10,7 +10,8 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/logger.h"
-#include "server/command.h"
+#include "server/forward.h"
+#include "server/scatter.h"
 
 /* Connections of RESP clients.
  *
@@ -21,9 +22,10 @@
  * Output. Replies are appended to `out` in order. out_total counts all bytes ever appended,
  * out_released how many of them may leave, out_given how many have left for `sending`. A reply that waits
  * for a ticket gets an entry in the ring `held`: bytes up to its `end` are released when the ticket is
- * committed. A reply that waits for nothing, but stands behind one that does, is covered by the last
- * entry: the client sees replies in the order of its commands. Replies of one loop turn share an
- * entry, as their records share a log write.
+ * done. A reply that waits for nothing, but stands behind one that does, gets one too: the client sees replies in
+ * the order of its commands. Ranges commit independently of each other, so each ticket is asked for by itself;
+ * an entry whose outcome will never be known, or whose answer could not be confirmed, is replaced by errors when it
+ * comes to the front.
  *
  *     given <= released <= total,  held ends ascend,  held empty => released == total
  *
@@ -144,6 +146,30 @@ static bool held_grow(struct session *session)
     return true;
 }
 
+static uint64_t held_end(const struct session *session)
+{
+    return session->held_count == 0 ? session->out_released
+                                    : held_at(session, session->held_count - 1)->end;
+}
+
+/* One more entry of the ring, or the last one if that waits for the same. */
+static bool hold(struct session *session, ticket_t ticket, uint64_t end)
+{
+    if (end == held_end(session)) return true; /* CLIENT REPLY OFF leaves nothing */
+    struct held *last = session->held_count == 0 ? NULL : held_at(session, session->held_count - 1);
+    if (last != NULL && last->ticket == ticket) {
+        last->end = end;
+        last->replies++;
+        return true;
+    }
+    if (session->held_count == session->held_capacity && !held_grow(session)) return false;
+    session->held_count++;
+    *held_at(session, session->held_count - 1) =
+        (struct held){.end = end, .ticket = ticket, .replies = 1};
+    list_add(session, SESSION_LIST_HELD);
+    return true;
+}
+
 void session_replied(struct session *session, ticket_t ticket)
 {
     struct server *server = session->server;
@@ -154,36 +180,68 @@ void session_replied(struct session *session, ticket_t ticket)
         session_close(session, false);
         return;
     }
-    struct held *last = session->held_count == 0 ? NULL : held_at(session, session->held_count - 1);
-    if (ticket <= node_committed(server->node) || PLANTED_BUG(11)) {
-        /* behind what is held, or free to go */
-        if (last == NULL) {
-            session->out_released = total;
-            mark_dirty(session);
-        } else {
-            last->end = total;
-            last->replies++;
-        }
-    } else if (last != NULL && last->turn == server->turn) {
-        if (ticket > last->ticket) last->ticket = ticket;
-        last->end = total;
-        last->replies++;
-    } else if (session->held_count == session->held_capacity && !held_grow(session)) {
+    enum ticket_state state =
+        ticket == 0 || PLANTED_BUG(11) ? TICKET_DONE : node_ticket(server->node, ticket);
+    if (state == TICKET_DONE && session->held_count == 0) {
+        session->out_released = total;
+        mark_dirty(session);
+    } else if (!hold(session, state == TICKET_DONE ? 0 : ticket, total)) {
         session_close(session, false);
-    } else {
-        session->held_count++;
-        *held_at(session, session->held_count - 1) =
-            (struct held){.end = total, .ticket = ticket, .replies = 1, .turn = server->turn};
-        list_add(session, SESSION_LIST_HELD);
+        return;
     }
+    if (state == TICKET_UNKNOWN || state == TICKET_REFUSED) session_release(session);
     if (output_bytes(session) > output_limit(session) && !PLANTED_BUG(13))
         drop_slow_reader(session);
 }
 
-void session_release(struct session *session, ticket_t committed)
+/* What stands first in the ring is not to be told: errors take the place of its replies. */
+static bool replace_front(struct session *session, const char *error)
+{
+    struct held *front = held_at(session, 0);
+    struct buffer errors = {0};
+    struct buffer *out = &session->out;
+    for (uint32_t i = 0; i < front->replies; i++)
+        resp_error(&errors, "%s", error);
+    session->server->counters.errors += front->replies;
+    size_t place = (size_t)(session->out_released - session->out_given);
+    size_t old = (size_t)(front->end - session->out_released);
+    size_t rest = out->size - out->head - place - old;
+    struct bytes fresh = buffer_view(&errors);
+    bool room = !errors.failed;
+    if (room && fresh.size > old) room = buffer_reserve(out, fresh.size - old) != NULL;
+    if (room) {
+        uint8_t *at = out->at + out->head + place;
+        memmove(at + fresh.size, at + old, rest);
+        if (fresh.size > 0) memcpy(at, fresh.at, fresh.size);
+        out->size = out->head + place + fresh.size + rest;
+        uint64_t change = (uint64_t)fresh.size - old; /* modulo 2^64: may be less */
+        session->out_total += change;
+        for (uint32_t i = 0; i < session->held_count; i++)
+            held_at(session, i)->end += change;
+    }
+    buffer_deinit(&errors);
+    return room;
+}
+
+static const char unknown_error[] =
+    "UNKNOWN the outcome is not known: the write may or may not have been applied";
+static const char refused_error[] =
+    "CLUSTERDOWN the answer could not be confirmed by a majority; nothing was changed";
+
+void session_release(struct session *session)
 {
     uint32_t before = session->held_count;
-    while (session->held_count > 0 && held_at(session, 0)->ticket <= committed) {
+    while (session->held_count > 0) {
+        ticket_t ticket = held_at(session, 0)->ticket;
+        enum ticket_state state =
+            ticket == 0 ? TICKET_DONE : node_ticket(session->server->node, ticket);
+        if (PLANTED_BUG(53) && state == TICKET_UNKNOWN) state = TICKET_DONE;
+        if (state == TICKET_WAITING) break;
+        if (state != TICKET_DONE &&
+            !replace_front(session, state == TICKET_UNKNOWN ? unknown_error : refused_error)) {
+            session_close(session, false);
+            return;
+        }
         session->out_released = held_at(session, 0)->end;
         session->held_first = (session->held_first + 1) & (session->held_capacity - 1);
         session->held_count--;
@@ -196,12 +254,12 @@ void session_release(struct session *session, ticket_t committed)
     mark_dirty(session);
 }
 
-void sessions_on_committed(struct server *server, ticket_t committed)
+void sessions_on_tickets(struct server *server)
 {
     struct session *session = server->session_lists[SESSION_LIST_HELD];
     while (session != NULL) {
         struct session *next = session->links[SESSION_LIST_HELD].next;
-        session_release(session, committed);
+        session_release(session);
         session = next;
     }
 }
@@ -210,7 +268,9 @@ void sessions_on_committed(struct server *server, ticket_t committed)
 static bool finished(const struct session *session)
 {
     uint32_t waits = SESSION_PAUSED | SESSION_BLOCKED;
-    bool last = (session->flags & SESSION_CLOSE_AFTER) != 0 ||
+    /* what others were asked for is still to be answered */
+    bool last =
+        ((session->flags & SESSION_CLOSE_AFTER) != 0 && (session->flags & SESSION_BLOCKED) == 0) ||
         ((session->flags & SESSION_ENDED) != 0 && (session->flags & waits) == 0);
     return last && session->held_count == 0 && session->out.size == session->out.head &&
         !loop_sending(&session->stream);
@@ -417,9 +477,7 @@ void session_continue(struct session *session)
     if ((session->flags & SESSION_CLOSING) != 0) return;
     /* whoever blocked the session may have written its reply */
     uint64_t total = session->out_given + (session->out.size - session->out.head);
-    uint64_t known = session->held_count == 0 ? session->out_released
-                                              : held_at(session, session->held_count - 1)->end;
-    if (total != known) session_replied(session, 0);
+    if (total != held_end(session)) session_replied(session, 0);
     session->flags &= ~(uint32_t)SESSION_PAUSED;
     list_remove(session, SESSION_LIST_PAUSED);
     if ((session->flags & STOP) == 0) parse_kept(session);
@@ -489,6 +547,8 @@ static void on_closed(struct loop_stream *stream)
     server->session_count--;
     server->client_bytes -= session->counted_bytes;
     connection_reset(session);
+    forward_cancel(session);
+    scatter_command_cancel(session);
     resp_parser_deinit(&session->parser);
     buffer_deinit(&session->in);
     buffer_deinit(&session->out);

@@ -37,20 +37,24 @@ struct session_link {
     struct session **at; /* what points here; NULL: not in the list */
 };
 
-/* Output up to `end` (a count of all bytes ever written to `out`) leaves when `ticket` is committed. */
+/* Output up to `end` (a count of all bytes ever written to `out`), from the end of the one before, leaves when
+ * `ticket` is done. */
 struct held {
     uint64_t end;
-    ticket_t ticket;
-    uint32_t replies; /* how many replies it covers: what -UNKNOWN would have to replace */
-    uint32_t turn; /* of the loop: replies of one turn are committed together */
+    ticket_t ticket; /* 0: waits only for those before it */
+    uint32_t
+        replies; /* how many it covers: so many errors replace them if the ticket comes to nothing */
 };
 
 struct queued_command; /* of MULTI */
+struct forwarded; /* server/forward.c */
+struct scatter_command; /* server/scatter_command.c */
 
 struct watched_key {
     uint16_t bucket;
     uint64_t version; /* at WATCH; 0: absent */
-    bool expired; /* was there but expired already at WATCH */
+    uint64_t
+        token; /* of the node that watches an absent key for us (server/forward.h); 0: this one does */
     struct buffer key;
     struct watched_key *next;
 };
@@ -80,6 +84,8 @@ struct session {
     uint32_t queue_count;
     uint64_t queue_bytes;
     struct watched_key *watched;
+    struct forwarded *forwarded; /* what other nodes do for it; NULL: never asked for anything */
+    struct scatter_command *scatter; /* a command that all ranges answer; NULL: none is under way */
     char name[64];
     char lib_name[32], lib_version[32];
     char address[64], local_address[64];
@@ -93,15 +99,16 @@ struct session {
 void session_accept(void *server, int fd);
 /* Goes on with parsing after a pause; replies written to `out` meanwhile are taken note of. */
 void session_continue(struct session *session);
-/* Releases what is committed and hands it to the loop. */
-void session_release(struct session *session, ticket_t committed);
+/* Releases what waits no more and hands it to the loop; replies that came to nothing become errors. */
+void session_release(struct session *session);
 /* The command just run has appended its reply, which waits for `ticket` (0: for nothing of its own). */
 void session_replied(struct session *session, ticket_t ticket);
 /* Closes (CLIENT KILL, shutdown); after_output: what is written so far still goes out. */
 void session_close(struct session *session, bool after_output);
 /* Tries those again that could not go on; from on_wake and on_tick. */
 void sessions_retry(struct server *server);
-void sessions_on_committed(struct server *server, ticket_t committed);
+/* Some ticket is done, or came to nothing. */
+void sessions_on_tickets(struct server *server);
 /* End of a loop turn: outputs go out. */
 void sessions_turn_end(struct server *server);
 /* Periodic: idle and pre-auth time-outs, slow readers, paused sessions. */

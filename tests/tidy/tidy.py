@@ -15,7 +15,7 @@ LINES_MAX = 1500
 COLUMNS_MAX = 120
 
 # Who may include whom. First match wins; an entry of the right side is a prefix of the included path.
-PURE_PARSERS = ("server/resp.", "server/glob.", "server/http_parse.", "server/suggest.")
+PURE_PARSERS = ("server/resp.", "server/glob.", "server/http_parse.", "server/forward_wire.", "server/suggest.")
 STORE = ("base/", "wal/", "storage/")
 NODE = STORE + ("cluster/",)
 INCLUDES = (
@@ -25,10 +25,10 @@ INCLUDES = (
     (r"cluster/node/", NODE),
     (r"cluster/(\w+)/", ("base/", "cluster/{0}/")),
     (r"cluster/(message|envelope|net_\w+)\.", ("base/", "cluster/message.", "cluster/envelope.", "cluster/net_")),
-    (r"server/(resp|glob|http_parse|suggest)\.", ("base/",) + PURE_PARSERS),
+    (r"server/(resp|glob|http_parse|forward_wire|suggest)\.", ("base/",) + PURE_PARSERS),
     (r"server/loop\w*\.", ("base/", "server/loop")),
     (r"server/main\.c$", NODE + ("server/", "bench/bench.h", "sim/sim.h")),
-    (r"server/http\.c$", NODE + ("server/", "web/assets.h")),
+    (r"server/http_internal\.h$", NODE + ("server/", "web/assets.h")),
     (r"server/", NODE + ("server/",)),
     (r"web/", ("base/", "web/")),
     (r"bench/", NODE + ("bench/",) + PURE_PARSERS),
@@ -40,7 +40,7 @@ INCLUDES = (
 THIRD_PARTY = {
     "lmdb.h": r"storage/kv_lmdb\.c|bench/\w*lmdb\w*\.c|tests/.*",
     "liburing.h": r"wal/disk_uring\.c|server/loop_uring\.c",
-    "microhttpd.h": r"server/http\.c",
+    "microhttpd.h": r"server/http_internal\.h",
     "jansson.h": r"server/(http|report|cli_operator)\.c|bench/report\w*\.c|tests/.*",
     "sodium.h": r"server/auth\.c|cluster/net_nng\.c",
     "nng/": r"cluster/net_nng\.c",
