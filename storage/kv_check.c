@@ -151,6 +151,8 @@ static void walk_range(struct walk *walk, uint16_t range)
         } else {
             if (value.expires_ms != 0) walk->expiring++;
             if (value.version > check->version) check->version = value.version;
+            if (check->versions != NULL && value.version > check->versions[range])
+                check->versions[range] = value.version;
         }
         count_key(walk, key);
         if (++check->values % PROGRESS_STEP == 0) go_on(walk, range);

@@ -22,6 +22,7 @@ struct kv_check {
     /* The result. */
     uint64_t values;
     uint64_t version; /* highest seen */
+    uint64_t *versions; /* the same by range id, if the caller gives the room; zeroed by it */
     uint64_t unreadable;
     uint64_t findings; /* both kinds */
     bool complete;

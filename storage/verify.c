@@ -19,6 +19,7 @@
 #include "storage/engine_meta.h"
 #include "storage/folder.h"
 #include "storage/kv_check.h"
+#include "storage/range_meta.h"
 
 /* LMDB walks pages as it finds them: on a damaged file it may abort, fault, or follow a page into a circle. The
  * walk is therefore done by a forked child that reports through a pipe, one line each:
@@ -40,7 +41,8 @@ struct walk {
     struct kv_read *read;
     uint32_t ranges; /* highest id */
     uint64_t values;
-    uint64_t version;
+    uint64_t
+        version; /* highest LSN of a value; 0 of a replicated node, whose versions are no LSNs */
 };
 
 /* ---- in the child */
@@ -88,6 +90,38 @@ static void walk_meta(struct walk *walk)
         meta_number(walk, META_SEGMENT), meta_number(walk, META_LOG_ABSENT), store);
 }
 
+/* A range must not have values of entries that its meta knows nothing of. Says whether it is a replicated one. */
+static bool check_range_meta(struct walk *walk, uint32_t range, uint64_t version)
+{
+    char name[32];
+    struct bytes value;
+    struct range_meta meta;
+    snprintf(name, sizeof name, META_RANGE_FORMAT, range);
+    enum err err = walk->ops->meta_get(walk->read, name, &value);
+    if (err == ERR_NOT_FOUND || (err == OK && value.size == 8)) return false;
+    if (err == OK) err = range_meta_decode(value, &meta);
+    if (err != OK) {
+        say(walk, "F db/data.mdb: range %u: what it says of itself cannot be read: %s", range,
+            err_text(err));
+        return true;
+    }
+    uint64_t most = meta.settled > meta.index ? meta.settled : meta.index;
+    if (version > most && (meta.flags & RANGE_META_INSTALLING) == 0)
+        say(walk,
+            "F db/data.mdb: range %u has a value of entry %" PRIu64
+            ", but says that it has entries up to %" PRIu64,
+            range, version, most);
+    return true;
+}
+
+static void check_range_metas(struct walk *walk, const uint64_t *versions)
+{
+    bool replicated = false;
+    for (uint32_t range = 0; range <= walk->ranges; range++)
+        replicated = check_range_meta(walk, range, versions[range]) || replicated;
+    if (replicated) walk->version = 0;
+}
+
 static void on_finding(void *ctx, bool missing, const char *sentence)
 {
     (void)missing;
@@ -111,7 +145,13 @@ static void walk_store(struct walk *walk, const char *folder)
         return;
     }
     walk_meta(walk);
+    uint64_t *versions = calloc((size_t)walk->ranges + 1, sizeof *versions);
+    if (versions == NULL) {
+        say(walk, "F db/data.mdb: not checked: %s", err_text(ERR_NOMEM));
+        return;
+    }
     struct kv_check check = {
+        .versions = versions,
         .ops = walk->ops,
         .read = walk->read,
         .ranges = walk->ranges,
@@ -124,6 +164,7 @@ static void walk_store(struct walk *walk, const char *folder)
     if (err != OK && err != ERR_CORRUPT) say(walk, "F db/data.mdb: not checked: %s", err_text(err));
     walk->values = check.values;
     walk->version = check.version;
+    check_range_metas(walk, versions);
     /* Nothing is closed or freed: the process ends here, and damaged structures are best left alone. */
 }
 

@@ -73,8 +73,8 @@ enum err window_get(struct window *window, uint64_t offset, size_t size, struct 
     return OK;
 }
 
-enum err window_batch(struct window *window, uint32_t seed, uint64_t offset,
-    const struct expect *expect, struct batch_header *header_out, struct bytes *records_out)
+enum err window_header(struct window *window, uint32_t seed, uint64_t offset,
+    const struct expect *expect, struct batch_header *header_out)
 {
     struct bytes bytes;
     TRY(window_get(window, offset, DISK_BLOCK, &bytes));
@@ -87,9 +87,18 @@ enum err window_batch(struct window *window, uint32_t seed, uint64_t offset,
     }
     if (header.block != offset / DISK_BLOCK) return ERR_CORRUPT;
     if (expect->first != 0 && header.first_lsn != expect->first) return ERR_CORRUPT;
-    uint64_t span = batch_span(&header);
-    if (span > window->limit - offset) return ERR_CORRUPT;
-    TRY(window_get(window, offset, (size_t)span, &bytes));
+    if (batch_span(&header) > window->limit - offset) return ERR_CORRUPT;
+    *header_out = header;
+    return OK;
+}
+
+enum err window_batch(struct window *window, uint32_t seed, uint64_t offset,
+    const struct expect *expect, struct batch_header *header_out, struct bytes *records_out)
+{
+    struct batch_header header;
+    TRY(window_header(window, seed, offset, expect, &header));
+    struct bytes bytes;
+    TRY(window_get(window, offset, (size_t)batch_span(&header), &bytes));
     TRY(batch_check(&header, record_seed(header.sequence, header.nonce), bytes));
     *header_out = header;
     *records_out = bytes_of(bytes.at + BATCH_HEADER, header.bytes);
@@ -118,6 +127,7 @@ struct wal_reader {
     size_t count;
     size_t capacity;
     size_t at; /* piece being read */
+    size_t unpinned; /* pieces before this one are read and let go of */
     uint64_t offset; /* of the next batch in it */
     uint32_t previous_crc;
     struct window window;
@@ -187,6 +197,9 @@ void wal_reader_extend(struct wal_reader *reader, lsn_t upto)
 {
     struct wal *wal = reader->wal;
     ASSERT(upto >= reader->upto && upto <= atomic_load(&wal->durable));
+    /* a reader that follows for long must not keep the whole log */
+    for (; reader->unpinned < reader->at; reader->unpinned++)
+        reader->pieces[reader->unpinned].slot->pins--;
     struct piece *last = &reader->pieces[reader->count - 1];
     bool grown = true;
     for (struct slot *slot = last->slot->next; slot != NULL && grown; slot = slot->next) {
@@ -241,8 +254,13 @@ enum err wal_reader_next(struct wal_reader *reader, struct wal_record *record_ou
             .chained = true,
         };
         struct batch_header header;
-        enum err err = window_batch(
-            &reader->window, reader->seed, reader->offset, &expect, &header, &reader->records);
+        enum err err =
+            window_header(&reader->window, reader->seed, reader->offset, &expect, &header);
+        /* of what lies before the place asked for only the headers are looked at: they lead there */
+        bool before = err == OK && header.first_lsn + header.records <= reader->next;
+        if (err == OK && !before)
+            err = window_batch(
+                &reader->window, reader->seed, reader->offset, &expect, &header, &reader->records);
         if (err != OK) {
             reader->records = bytes_of(NULL, 0);
             return err == ERR_NOT_FOUND ? ERR_CORRUPT : err;
@@ -256,7 +274,7 @@ enum err wal_reader_next(struct wal_reader *reader, struct wal_record *record_ou
 void wal_reader_close(struct wal_reader *reader)
 {
     if (reader == NULL) return;
-    for (size_t i = 0; i < reader->count; i++) {
+    for (size_t i = reader->unpinned; i < reader->count; i++) {
         ASSERT(reader->pieces[i].slot->pins > 0);
         reader->pieces[i].slot->pins--;
     }

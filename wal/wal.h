@@ -155,8 +155,8 @@ enum err wal_reader_open(
     struct wal *wal, lsn_t after, lsn_t upto, struct wal_reader **reader_out) MUST_CHECK;
 /* OK and the next record (valid until the next call), ERR_NOT_FOUND after the last. */
 enum err wal_reader_next(struct wal_reader *reader, struct wal_record *record_out) MUST_CHECK;
-/* Extends the end of what this reader returns; upto must be durable. Owner's thread, between
- * reads. */
+/* Extends the end of what this reader returns and lets go of slots it has read to their end; upto must be
+ * durable. Owner's thread, between reads. */
 void wal_reader_extend(struct wal_reader *reader, lsn_t upto);
 void wal_reader_close(struct wal_reader *reader);
 

@@ -205,6 +205,9 @@ struct expect {
     bool chained; /* previous_crc counts */
 };
 
+/* Reads and checks the header of the batch at `offset`, not its records; errors as window_batch(). */
+enum err window_header(struct window *window, uint32_t seed, uint64_t offset,
+    const struct expect *expect, struct batch_header *header_out) MUST_CHECK;
 /* Reads and checks the batch at `offset`: ERR_CORRUPT if it is not what is expected there or fails
  * a checksum, ERR_NOT_FOUND behind the end. *records_out borrows from the window. */
 enum err window_batch(struct window *window, uint32_t seed, uint64_t offset,

@@ -166,3 +166,24 @@ Test(reader, reads_records_of_the_run_before)
     cr_assert_eq(drain(reader, 3), world.durable);
     wal_reader_close(reader);
 }
+
+Test(reader, a_reader_that_follows_lets_go_of_what_it_has_read)
+{
+    fill(30);
+    struct wal_reader *reader;
+    cr_assert_eq(wal_reader_open(world.wal, 0, world.durable, &reader), OK);
+    lsn_t read = 0;
+    uint64_t most = 0;
+    for (int round = 0; round < 20; round++) {
+        read = drain(reader, read);
+        fill(15);
+        wal_reader_extend(reader, world.durable);
+        world_checkpoint(&world);
+        struct wal_stats stats;
+        wal_stats(world.wal, &stats);
+        if (round == 5) most = stats.bytes;
+        if (round > 5) cr_assert_leq(stats.bytes, most, "the log does not grow");
+    }
+    cr_assert_eq(drain(reader, read), world.durable);
+    wal_reader_close(reader);
+}
