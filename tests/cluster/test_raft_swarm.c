@@ -265,9 +265,11 @@ static void all_is_well_again(void)
     for (raft_node node = 1; node <= ALL_NODES; node++) {
         if (!world.nodes[node].up) world_restart(&world, node);
     }
-    world_run(&world, 6000);
+    /* without pre-votes removed nodes and those that are behind split the votes for a while */
+    uint64_t patience_ms = world.settings.pre_vote ? 6000 : 30000;
+    world_run(&world, patience_ms);
     end_lost_snapshots();
-    world_run(&world, 6000);
+    world_run(&world, patience_ms);
     world.tracing = getenv("SWARM_SEED") != NULL;
     world.trace_size = 0;
     raft_node leader = world_leader(&world);
