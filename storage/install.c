@@ -350,7 +350,8 @@ enum err sinks_begin(struct sinks *sinks, uint16_t range, const struct range_met
     install->done = done;
     install->ctx = ctx;
     struct range_meta meta = *meta_while;
-    if (!PLANTED_BUG(45)) meta.flags |= RANGE_META_INSTALLING;
+    meta.flags |= RANGE_META_INSTALLING;
+    if (PLANTED_BUG(45)) meta.flags = 0;
     range_table_want(sinks->config.table, range, &meta);
     pthread_mutex_lock(&sinks->lock);
     for (const struct install *other = sinks->open; other != NULL; other = other->next)

@@ -258,6 +258,7 @@ Test(replicated, a_clear_is_of_one_range)
     replica_create(&replica);
     for (uint16_t range = 0; range <= 3; range++)
         put_many(&replica, range, 0, 10);
+    replica_checkpoint(&replica);
     replica_clear(&replica, 2, 0);
     replica_put(&replica, 2, "key-00003", "again");
     for (int round = 0; round < 4; round++) {
