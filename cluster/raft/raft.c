@@ -680,10 +680,7 @@ void raft_transfer_check(struct raft *raft)
 {
     if (raft->transfer_to == 0 || raft->transfer_sent) return;
     const struct raft_progress *peer = raft_progress_find(raft, raft->transfer_to);
-    if (peer == NULL) {
-        raft->transfer_to = 0;
-        return;
-    }
+    ASSERT(peer != NULL); /* configurations do not change while a transfer is under way */
     if (peer->match < raft->last) return;
     (void)raft_emit(raft, RAFT_TIMEOUT_NOW, peer->node);
     raft->transfer_sent = true;

@@ -237,6 +237,8 @@ Test(raft, a_leader_without_a_majority_gives_up_its_role)
     world_run(&world, 300);
     world.tracing = true;
     world_isolate(&world, 1, true);
+    cr_assert(raft_quorum_active(at(1)));
+    cr_assert_not(raft_quorum_active(at(2)));
     uint64_t ms = 0;
     while (at(1)->role == RAFT_LEADER && ms < 5000) {
         world_tick(&world, 1, 10);
@@ -332,6 +334,55 @@ Test(raft, a_node_votes_once_in_a_term)
     cr_assert_eq(world.pending_count, 2);
     cr_assert_neq(world.pending[0].m.reject, world.pending[1].m.reject);
     sound();
+}
+
+Test(raft, the_term_of_an_entry_is_known_even_if_its_record_of_the_term_is_lost)
+{
+    struct raft_settings settings = world_settings();
+    struct raft_restore restore = {
+        .term = 2, .vote = 3, .first = 11, .first_term = 4, .commit = 10};
+    restore.config = world_config("123", "", "");
+    raft_init(at(1), 1, &settings, &restore, 1, 1000);
+    cr_assert_eq(at(1)->term, 4);
+    cr_assert_eq(at(1)->vote, 0);
+    at(1)->vote = 2;
+    raft_restore_entry(at(1), 9, 2, NULL); /* the store has it already */
+    raft_restore_entry(at(1), 11, 4, NULL);
+    cr_assert_eq(at(1)->vote, 2);
+    raft_restore_entry(at(1), 12, 6, NULL);
+    cr_assert_eq(at(1)->term, 6);
+    cr_assert_eq(at(1)->vote, 0);
+    raft_restore_entry(at(1), 12, 7, NULL);
+    cr_assert_eq(at(1)->last, 12);
+    cr_assert_eq(raft_term_at(at(1), 12), 7);
+    cr_assert_eq(raft_term_at(at(1), 10), 4);
+    cr_assert_eq(raft_term_at(at(1), 9), 0);
+    cr_assert_eq(raft_term_at(at(1), 13), 0);
+    raft_restore_commit(at(1), 11);
+    cr_assert_eq(at(1)->commit, 11);
+}
+
+Test(raft, an_installed_snapshot_replaces_a_log_that_lacks_it_and_leaves_one_that_has_it)
+{
+    begin(3);
+    world_give_log(&world, 2, "11222", 1);
+    struct raft_config config = world_config("12", "", "3");
+    raft_installed(at(2), 3, 2, &config, 2);
+    cr_assert_eq(at(2)->last, 5, "what follows it stays");
+    cr_assert_eq(at(2)->commit, 3);
+    cr_assert_eq(at(2)->config.voter_count, 3, "the log knows");
+    world_timeout(&world, 2);
+    cr_assert_eq(at(2)->role, RAFT_PRECANDIDATE);
+    raft_installed(at(2), 4, 9, &config, 2);
+    cr_assert_eq(at(2)->role, RAFT_FOLLOWER);
+    cr_assert_eq(at(2)->term, 9);
+    cr_assert(at(2)->hard_changed);
+    cr_assert_eq(at(2)->last, 4);
+    cr_assert_eq(at(2)->first, 5);
+    cr_assert_eq(at(2)->commit, 4);
+    cr_assert(raft_config_equal(&at(2)->config, &config));
+    raft_installed(at(2), 2, 1, &config, 2); /* an older one that came late */
+    cr_assert_eq(at(2)->commit, 4);
 }
 
 Test(raft, a_learner_votes_if_it_is_asked)
@@ -1053,11 +1104,21 @@ Test(raft, a_follower_asks_the_leader_for_an_index)
     ask.to = 1;
     world_send(&world, &ask);
     world_deliver(&world, 0, false);
+    ask.round = 78;
+    world_send(&world, &ask);
+    world_deliver(&world, world.pending_count - 1, false);
+    int position = world_find(&world, RAFT_HEARTBEAT, 1, 3);
+    cr_assert_geq(position, 0);
+    world_deliver(&world, (uint32_t)position, false);
+    world_deliver(&world, (uint32_t)world_find(&world, RAFT_HEARTBEAT_REPLY, 3, 1), false);
+    cr_assert_eq(world.read_replies, 3, "the second one came after that round");
+    cr_assert_eq(world.read_reply.round, 77);
     raft_step_down(at(1));
     world_ready(&world, 1);
     cr_assert(world.read_reply.reject);
+    cr_assert_eq(world.read_reply.round, 78);
     cr_assert_eq(world.read_reply.to, 3);
-    cr_assert_eq(world.read_replies, 3);
+    cr_assert_eq(world.read_replies, 4);
 }
 
 Test(raft, a_lease_counts_from_the_moment_a_round_was_sent)
