@@ -14,6 +14,7 @@
 #include "sim/sim_clock.h"
 #include "sim/sim_kv.h"
 #include "storage/kv.h"
+#include "storage/kv_check.h"
 
 /* What storage/kv.h promises, on both implementations: CONTRACT(name) is a test of the suite kv_lmdb
  * and one of kv_sim. Below the shared part is what only one of them can do. */
@@ -418,7 +419,31 @@ CONTRACT(a_cursor_walks_one_range_in_order)
 
 /* ---- counts */
 
-CONTRACT(counts_are_exact_and_leave_out_the_system_range)
+struct counted {
+    uint64_t buckets;
+    uint64_t keys;
+    uint64_t last;
+};
+
+static void count_bucket(void *ctx, uint16_t bucket, uint64_t keys)
+{
+    struct counted *counted = ctx;
+    cr_assert(counted->buckets == 0 || bucket > counted->last, "in order of buckets");
+    counted->last = bucket;
+    counted->buckets++;
+    counted->keys += keys;
+}
+
+static struct counted counts_of(struct store *store, uint16_t range)
+{
+    struct kv_read *read = reading(store);
+    struct counted counted = {0};
+    cr_assert_eq(store->ops->counts(read, range, count_bucket, &counted), OK);
+    store->ops->read_end(read);
+    return counted;
+}
+
+CONTRACT(counts_are_exact_and_of_one_range)
 {
     cr_assert_eq(count(store, 5), 0);
     struct kv_write *write = begin(store);
@@ -434,11 +459,58 @@ CONTRACT(counts_are_exact_and_leave_out_the_system_range)
     cr_assert_eq(count(store, 5), 2);
     cr_assert_eq(count(store, 6), 0);
     cr_assert_eq(count(store, 7), 0);
+    for (uint16_t range = 0; range < RANGES; range++) {
+        struct counted counted = counts_of(store, range);
+        cr_assert_eq(counted.buckets, range == 3 ? 0 : 1);
+        cr_assert_eq(counted.keys, range == 3 ? 0 : 1);
+    }
     write = begin(store);
     cr_assert_eq(store->ops->del(write, 0, key_of(5, "a")), OK);
     cr_assert_eq(store->ops->del(write, 1, key_of(5, "a")), OK);
     cr_assert_eq(store->ops->commit(write), OK);
     cr_assert_eq(count(store, 5), 1);
+}
+
+/* ---- emptying a range */
+
+CONTRACT(a_range_is_emptied_and_no_other_is)
+{
+    for (int expiring = 0; expiring <= 100; expiring += 100) {
+        struct kv_write *write = begin(store);
+        for (uint16_t range = 0; range < RANGES; range++) {
+            for (unsigned i = 0; i < 300; i++)
+                put(store, write, range, numbered((uint16_t)(i / 100), i), "1",
+                    (int)i < expiring ? 1000 + i : 0);
+        }
+        cr_assert_eq(store->ops->commit(write), OK);
+        unsigned steps = 0;
+        for (bool done = false; !done; steps++) {
+            write = begin(store);
+            cr_assert_eq(store->ops->range_reset(write, 2, 30, &done), OK);
+            cr_assert_eq(store->ops->commit(write), OK);
+            cr_assert_leq(steps, 20);
+        }
+        for (uint16_t range = 0; range < RANGES; range++) {
+            cr_assert_eq(counts_of(store, range).keys, range == 2 ? 0 : 300);
+            expect_now(store, range, numbered(1, 150), range == 2 ? NULL : "1");
+        }
+        struct kv_read *read = reading(store);
+        uint64_t sum = 1;
+        if (store->ops->sum != NULL) cr_assert_eq(store->ops->sum(read, 2, &sum), OK);
+        if (store->ops->sum != NULL) cr_assert_eq(sum, 0);
+        store->ops->read_end(read);
+        /* and can be filled again, in the same transaction as well */
+        write = begin(store);
+        put(store, write, 2, numbered(0, 1), "before", 5);
+        bool done;
+        cr_assert_eq(store->ops->range_reset(write, 2, 30, &done), OK);
+        cr_assert(done);
+        put(store, write, 2, numbered(0, 2), "after", 7);
+        cr_assert_eq(store->ops->commit(write), OK);
+        expect_now(store, 2, numbered(0, 1), NULL);
+        expect_now(store, 2, numbered(0, 2), "after");
+        cr_assert_eq(counts_of(store, 2).keys, 1);
+    }
 }
 
 /* ---- clearing */
@@ -612,6 +684,7 @@ static void model_check(struct store *store, const struct model *model)
         void *cursor;
         struct bytes key;
         struct value value;
+        uint64_t before = entries;
         cr_assert_eq(store->ops->cursor_open(read, range, &cursor), OK);
         enum err err = store->ops->cursor_seek(cursor, bytes_of("", 0), &key, &value);
         for (unsigned id = 0; id < MODEL_KEYS; id++) {
@@ -633,6 +706,9 @@ static void model_check(struct store *store, const struct model *model)
         }
         cr_assert_eq(err, ERR_NOT_FOUND);
         store->ops->cursor_close(cursor);
+        struct counted counted = {0};
+        cr_assert_eq(store->ops->counts(read, range, count_bucket, &counted), OK);
+        cr_assert_eq(counted.keys, entries - before);
     }
     store->ops->read_end(read);
     for (uint16_t bucket = 0; bucket < 3; bucket++)
@@ -652,7 +728,12 @@ static void model_change(
     unsigned id = (unsigned)prng_below(prng, MODEL_KEYS);
     struct model_entry *entry = &model->entries[range][id];
     uint64_t dice = prng_below(prng, 1000);
-    if (dice < 3) {
+    if (dice < 1) {
+        bool done = false;
+        while (!done)
+            cr_assert_eq(store->ops->range_reset(write, range, 40, &done), OK);
+        memset(model->entries[range], 0, sizeof model->entries[range]);
+    } else if (dice < 4) {
         uint16_t bucket = (uint16_t)prng_below(prng, 3);
         bool done;
         cr_assert_eq(store->ops->clear(write, range, bucket, 1 << 20, &done), OK);
@@ -750,6 +831,63 @@ Test(kv_lmdb, a_full_map_grows_and_the_transaction_is_repeated)
     cr_assert_geq(stats.map_bytes, 16 << 20);
     cr_assert_eq(count(&store, 0), 10000);
     cr_assert_eq(stats.entries, 10000);
+    store_teardown(&store);
+}
+
+struct writer {
+    struct store *store;
+    uint16_t range;
+};
+
+static void *write_on(void *ctx)
+{
+    struct writer *writer = ctx;
+    const struct kv_ops *ops = writer->store->ops;
+    uint8_t key[16] = {0};
+    for (unsigned round = 0; round < 60; round++) {
+        struct kv_write *write;
+        if (ops->write_begin(writer->store->kv, &write) != OK) abort();
+        for (unsigned i = 0; i < 50; i++) {
+            store_u32(key + 4, (round * 31 + i * 7) % 500);
+            struct value value = {.bytes = bytes_of(key, 8), .expires_ms = i % 3, .version = round};
+            enum err err = i % 5 == 4 ? ops->del(write, writer->range, bytes_of(key, 8))
+                                      : ops->put(write, writer->range, bytes_of(key, 8), &value);
+            if (err != OK) abort();
+        }
+        if (round % 7 == 6) {
+            ops->abort(write);
+        } else if (ops->commit(write) != OK) {
+            abort();
+        }
+    }
+    return NULL;
+}
+
+static void check_found(void *ctx, bool missing, const char *sentence)
+{
+    (void)ctx, (void)missing;
+    cr_assert_fail("%s", sentence);
+}
+
+Test(kv_lmdb, threads_write_in_turn_and_counts_and_sums_stay_exact)
+{
+    struct store store;
+    store_setup(&store, &kv_lmdb);
+    struct writer writers[3];
+    pthread_t threads[3];
+    for (uint16_t i = 0; i < 3; i++) {
+        /* two of them in the same range */
+        writers[i] = (struct writer){.store = &store, .range = (uint16_t)(1 + i / 2)};
+        cr_assert_eq(pthread_create(&threads[i], NULL, write_on, &writers[i]), 0);
+    }
+    for (int i = 0; i < 3; i++)
+        pthread_join(threads[i], NULL);
+    struct kv_read *read = reading(&store);
+    struct kv_check check = {
+        .ops = &kv_lmdb, .read = read, .ranges = RANGES - 1, .expiry = true, .found = check_found};
+    cr_assert_eq(kv_check(&check), OK);
+    cr_assert_gt(check.values, 100);
+    store.ops->read_end(read);
     store_teardown(&store);
 }
 
