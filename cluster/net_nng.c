@@ -1187,13 +1187,13 @@ static void transport_start(void *ctx, const struct net_identity *self, void *re
     void (*on_event)(void *, uint16_t, enum net_event), void (*wake)(void *))
 {
     struct transport *transport = ctx;
-    ASSERT(!transport->started);
     ASSERT(self->node < NET_BY_ADDRESS);
     transport->receiver = receiver;
     transport->on_frame = on_frame;
     transport->on_event = on_event;
     transport->wake = wake;
     gate_set_identity(&transport->gate, self);
+    if (transport->started) return; /* another receiver takes over: a node that has just joined */
     pthread_mutex_lock(&transport->inbox.lock);
     transport->started = true;
     pthread_mutex_unlock(&transport->inbox.lock);

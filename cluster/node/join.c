@@ -79,6 +79,11 @@ size_t join_answer_encode(uint8_t *at, bool refused, const struct join_result *r
     memcpy(at + 12, result->cluster_id, 16);
     at = put_text(at + 28, result->name);
     at = put_text(at, result->detail);
+    *at++ = (uint8_t)result->peer_count;
+    for (uint32_t i = 0; i < result->peer_count; i++) {
+        store_u16(at, result->peers[i].number);
+        at = put_text(at + 2, result->peers[i].address);
+    }
     return (size_t)(at - start);
 }
 
@@ -93,8 +98,18 @@ enum err join_answer_decode(struct bytes bytes, bool *refused_out, struct join_r
     memcpy(result.cluster_id, bytes.at + 12, 16);
     struct bytes rest = bytes_of(bytes.at + 28, bytes.size - 28);
     if (!take_text(&rest, result.name, sizeof result.name) ||
-        !take_text(&rest, result.detail, sizeof result.detail))
+        !take_text(&rest, result.detail, sizeof result.detail) || rest.size < 1)
         return ERR_CORRUPT;
+    result.peer_count = rest.at[0];
+    rest = bytes_of(rest.at + 1, rest.size - 1);
+    if (result.peer_count > JOIN_PEERS_MAX) return ERR_CORRUPT;
+    for (uint32_t i = 0; i < result.peer_count; i++) {
+        struct join_peer *peer = &result.peers[i];
+        if (rest.size < 2) return ERR_CORRUPT;
+        peer->number = load_u16(rest.at);
+        rest = bytes_of(rest.at + 2, rest.size - 2);
+        if (!take_text(&rest, peer->address, sizeof peer->address)) return ERR_CORRUPT;
+    }
     *refused_out = load_u16(bytes.at) != 0;
     if (!*refused_out && result.number == 0) return ERR_CORRUPT;
     *result_out = result;

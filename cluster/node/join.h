@@ -21,7 +21,7 @@ struct join_request {
 };
 
 /* Question and answer on the wire. */
-enum { JOIN_MESSAGE_MAX = 1024 };
+enum { JOIN_MESSAGE_MAX = 2048 };
 struct join_question {
     uint8_t store_id[16], renew_store_id[16];
     uint64_t incarnation, boot;
@@ -37,7 +37,16 @@ size_t join_answer_encode(uint8_t *at, bool refused, const struct join_result *r
 enum err join_answer_decode(
     struct bytes bytes, bool *refused_out, struct join_result *result_out) MUST_CHECK;
 
+/* Where members can be found: enough to reach the others before the member table has come. */
+enum { JOIN_PEERS_MAX = 8 };
+struct join_peer {
+    uint16_t number;
+    char address[80];
+};
+
 struct join_result {
+    struct join_peer peers[JOIN_PEERS_MAX];
+    uint32_t peer_count;
     uint8_t cluster_id[16];
     uint16_t number;
     uint32_t ranges;

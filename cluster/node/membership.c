@@ -86,10 +86,28 @@ static void place_ranges(struct node *node)
     place(numbers, zones, count, node->config.ranges, node->members.replicas, node->placement);
 }
 
+static void set_address(struct node *node, uint16_t number, const char *address)
+{
+    const struct net *net = &node->config.io->net;
+    struct peer *peer = peer_of(node, number);
+    if (net->ctx == NULL || peer == NULL) return;
+    enum err err = net->set_peer(net->ctx, number, address);
+    peer->addressed = address != NULL && err == OK;
+    if (err != OK) log_warn("a member's address cannot be used", "member=%u", number);
+}
+
+void membership_first_peers(struct node *node)
+{
+    for (uint32_t i = 0; i < node->config.peer_count; i++) {
+        const struct join_peer *peer = &node->config.peers[i];
+        if (peer->number != node->config.number)
+            set_address(node, peer->number, peer->address);
+    }
+}
+
 void membership_table_changed(struct node *node)
 {
     node->placed_epoch = node->members_epoch;
-    const struct net *net = &node->config.io->net;
     uint32_t present = 0;
     for (uint32_t i = 0; i < node->members.count; i++) {
         const struct member *member = &node->members.at[i];
@@ -100,8 +118,7 @@ void membership_table_changed(struct node *node)
                 snprintf(node->name, sizeof node->name, "%s", member->name);
             continue;
         }
-        if (net->ctx != NULL)
-            (void)net->set_peer(net->ctx, member->number, gone ? NULL : member->peer);
+        set_address(node, member->number, gone ? NULL : member->peer);
         uint64_t store = load_u64(member->store_id);
         if (gone) {
             swim_remove_member(&node->swim, member->number);
@@ -218,6 +235,8 @@ static bool announced(const struct node *node)
 static void announce(struct node *node)
 {
     if (announced(node) || node->now_ns < node->announce_ns) return;
+    bool founding = node->members.count == 0 && node->config.number == 1;
+    if (founding && !node_serves(node, META_RANGE)) return;
     node->announce_ns = node->now_ns + (uint64_t)ANNOUNCE_MS * 1000000;
     struct members_identity identity = own_identity(node);
     struct members_decision decision;
@@ -243,9 +262,11 @@ static void announce(struct node *node)
     snprintf(question.http, sizeof question.http, "%s", identity.http);
     uint8_t bytes[JOIN_MESSAGE_MAX];
     size_t size = join_question_encode(bytes, &question);
-    for (uint32_t i = 0; i < node->members.count; i++)
-        wire_send(node, node->members.at[i].number, NET_CONTROL, WIRE_ANNOUNCE, node->config.number,
-            bytes_of(bytes, size), bytes_of(NULL, 0));
+    for (uint32_t i = 0; i < node->peers_end; i++) {
+        if (node->peers[i] != NULL && node->peers[i]->addressed)
+            wire_send(node, (uint16_t)(i + 1), NET_CONTROL, WIRE_ANNOUNCE, node->config.number,
+                bytes_of(bytes, size), bytes_of(NULL, 0));
+    }
 }
 
 static struct members_identity identity_of(const struct join_question *question)
@@ -306,6 +327,13 @@ static void answer_join(
     if (decision->accepted && member == NULL) return; /* it will ask again */
     if (member != NULL) snprintf(result.name, sizeof result.name, "%s", member->name);
     snprintf(result.detail, sizeof result.detail, "%.190s", decision->detail);
+    for (uint32_t i = 0; i < node->members.count && result.peer_count < JOIN_PEERS_MAX; i++) {
+        const struct member *known = &node->members.at[i];
+        if (known->state == MEMBER_REMOVED || known->number == decision->number) continue;
+        struct join_peer *peer = &result.peers[result.peer_count++];
+        peer->number = known->number;
+        snprintf(peer->address, sizeof peer->address, "%s", known->peer);
+    }
     uint8_t bytes[JOIN_MESSAGE_MAX];
     size_t size = join_answer_encode(bytes, !decision->accepted, &result);
     struct buffer frame = {0};
@@ -563,6 +591,10 @@ void membership_on_message(
 
 /* ---- reconciling ---- */
 
+_Static_assert((int)RECONCILE_VOTERS_MAX == (int)RAFT_VOTERS_MAX &&
+        (int)RECONCILE_LEARNERS_MAX == (int)RAFT_LEARNERS_MAX,
+    "the reconciler and the core mean the same sets");
+
 static void fill_desired(struct node *node, const struct group *group,
     struct reconcile_input *input, uint16_t *observers)
 {
@@ -605,6 +637,7 @@ static void reconcile_group(struct node *node, struct group *group)
 {
     struct raft *raft = &group->raft;
     const struct raft_config *config = &raft->config;
+    if (raft->transfer_to != 0) return;
     struct reconcile_peer peers[RAFT_PEERS_MAX];
     uint16_t observers[MEMBERS_MAX];
     bool crowded = members_present(&node->members) > node->members.replicas;

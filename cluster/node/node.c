@@ -362,6 +362,7 @@ enum err node_open(
         return err;
     }
     wire_start(node);
+    membership_first_peers(node);
     membership_table_changed(node);
     node_tick(node);
     *node_out = node;

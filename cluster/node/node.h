@@ -21,6 +21,7 @@
  * All calls belong to the node's one thread. */
 
 struct node;
+struct join_peer; /* cluster/node/join.h */
 
 /* Something a reply waits for; 0: nothing. Ever growing. */
 typedef uint64_t ticket_t;
@@ -67,8 +68,9 @@ struct node_config {
     bool background;
     bool scrub;
     bool leases; /* answer reads by lease */
-    const char *const
-        *seeds; /* peer addresses to find the others by, NULL-terminated; may be NULL */
+    /* Where others were when last heard of, until the member table says; may be NULL. */
+    const struct join_peer *peers;
+    uint32_t peer_count;
     uint32_t deadline_ms; /* 0: NODE_DEADLINE_MS */
     void *ctx;
     /* Some ticket is not WAITING any more. From node_poll(), node_flush() and node_tick(). */

@@ -155,6 +155,7 @@ struct assembly {
 struct peer {
     uint16_t number;
     bool up;
+    bool addressed; /* the transport knows where it is */
     struct lane_buffer lanes[NET_LANES];
     struct assembly assembly[NET_LANES];
     uint64_t boot;
@@ -217,6 +218,7 @@ struct node {
     uint64_t expired;
 
     struct peer **peers; /* by node number - 1 up to NODE_NUMBERS_MAX */
+    uint32_t peers_end; /* none from here on */
     struct members members;
     uint64_t members_epoch; /* counts changes seen here */
     uint64_t placed_epoch;
@@ -319,6 +321,8 @@ size_t wire_queued(struct node *node, uint16_t to, enum net_lane lane);
 
 /* membership.c: member table, joining, failure detector, placement, reports */
 void membership_open(struct node *node);
+/* Addresses from before the table is known. */
+void membership_first_peers(struct node *node);
 /* An entry of range 0 was applied. */
 void membership_applied(struct node *node, struct bytes effects);
 enum err membership_load(struct node *node) MUST_CHECK;

@@ -20,6 +20,7 @@ struct peer *peer_of(struct node *node, uint16_t number)
         if (peer == NULL) return NULL;
         peer->number = number;
         node->peers[number - 1] = peer;
+        if (number > node->peers_end) node->peers_end = number;
     }
     return node->peers[number - 1];
 }
@@ -161,11 +162,9 @@ void wire_send_raft(struct node *node, uint16_t group, const struct raft_message
 void wire_flush(struct node *node, bool lazy_too)
 {
     if (node->config.io->net.ctx == NULL) return;
-    for (uint32_t i = 0; i < node->members.count; i++) {
-        uint16_t number = node->members.at[i].number;
-        if (number == node->config.number || number > NODE_NUMBERS_MAX) continue;
-        struct peer *peer = node->peers[number - 1];
-        if (peer == NULL) continue;
+    for (uint32_t i = 0; i < node->peers_end; i++) {
+        struct peer *peer = node->peers[i];
+        if (peer == NULL || !peer->addressed) continue;
         bool lazy_due = lazy_too && peer->lazy_ns != 0 &&
             node->now_ns - peer->lazy_ns >= (uint64_t)LAZY_MS * 1000000;
         for (int lane = 0; lane < NET_LANES; lane++) {
