@@ -196,7 +196,8 @@ static bool outgoing_pump(struct node *node, struct outgoing *out)
         if (err == ERR_AGAIN) break;
         if (err == ERR_NOT_FOUND) {
             out->ended = true;
-            out->settled = group_of(node, out->group)->applied;
+            const struct group *group = group_of(node, out->group);
+            out->settled = group->applied > group->settled ? group->applied : group->settled;
             send_end(node, out);
             break;
         }
@@ -351,7 +352,8 @@ static void on_installed(void *ctx, enum err result)
     group->settled = PLANTED_BUG(58) ? 0 : settled;
     group->quarantined = group->holding = group->damaged = false;
     node->stats.snapshots_received++;
-    if (group->applied >= group->settled) {
+    group->refilling = group->applied < group->settled;
+    if (!group->refilling) {
         group->settled = 0;
         raft_set_faulty(&group->raft, false);
     }
@@ -372,7 +374,7 @@ static void finish_if_whole(struct group *group)
     meta.hard_term = group->raft.term;
     meta.vote = group->raft.vote;
     meta.settled = in->settled;
-    meta.flags = 0;
+    meta.flags = in->settled > meta.index ? RANGE_META_REFILLING : 0;
     install_finish(in->install, &meta);
 }
 

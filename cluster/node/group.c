@@ -346,6 +346,7 @@ void group_apply(struct group *group)
     finish_writes(group);
     if (group->settled != 0 && group->applied >= group->settled) {
         group->settled = 0;
+        group->refilling = false;
         raft_set_faulty(&group->raft, false);
     }
 }

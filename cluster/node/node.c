@@ -61,6 +61,7 @@ static enum err on_range(void *ctx, uint16_t range, const struct range_meta *met
     group->hash = meta->hash;
     group->settled = meta->settled > meta->index ? meta->settled : 0;
     group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
+    group->refilling = (meta->flags & RANGE_META_REFILLING) != 0 && group->settled != 0;
     return OK;
 }
 
@@ -106,11 +107,8 @@ static enum err replay_commits(struct group *group)
     return OK;
 }
 
-static enum err on_replay(void *ctx, struct engine *engine, const struct wal_record *record)
+static enum err replay_record(struct node *node, const struct wal_record *record)
 {
-    struct node *node = ctx;
-    node->engine = engine;
-    node->durable = record->lsn;
     struct entry_record entry;
     enum err err = OK;
     switch (record->type) {
@@ -152,6 +150,16 @@ static enum err on_replay(void *ctx, struct engine *engine, const struct wal_rec
     }
 }
 
+static enum err on_replay(void *ctx, struct engine *engine, const struct wal_record *record)
+{
+    struct node *node = ctx;
+    node->engine = engine;
+    TRY(replay_record(node, record));
+    /* only now: a memtable sealed meanwhile does not hold all of this record */
+    node->durable = record->lsn;
+    return OK;
+}
+
 static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out)
 {
     const struct node *node = ctx;
@@ -168,14 +176,16 @@ static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out
     meta_out->config_index = group->applied_config_index;
     meta_out->config_size = (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
     if (group->quarantined || group->incoming != NULL) meta_out->flags = RANGE_META_INSTALLING;
+    if (group->refilling) meta_out->flags |= RANGE_META_REFILLING;
 }
 
 static lsn_t low_water(void *ctx)
 {
     const struct node *node = ctx;
-    struct wal_stats stats;
-    if (engine_wal(node->engine) == NULL) return node->durable;
-    wal_stats(engine_wal(node->engine), &stats);
+    struct wal_stats stats = {.durable = node->durable};
+    /* while the log is replayed, what is durable is what was read so far */
+    if (engine_wal(node->engine) != NULL && !node->opening)
+        wal_stats(engine_wal(node->engine), &stats);
     lsn_t low = stats.durable;
     for (uint32_t i = 0; i < node->group_slots; i++) {
         const struct group *group = node->groups[i];
@@ -235,15 +245,29 @@ static enum err open_engine(struct node *node, struct engine_report *report)
     return engine_open(&engine_config, report, &node->engine);
 }
 
+/* The founding configuration is the first entry of every range's log: what a restart finds there is all it needs. */
+static enum err found_group(struct node *node, uint16_t id)
+{
+    struct raft_restore restore = {.first = 1};
+    struct group *group = group_create(node, id, &restore);
+    if (group == NULL) return ERR_NOMEM;
+    struct raft_config config = {.voter_count = 1};
+    config.voters[0] = node->config.number;
+    uint8_t bytes[RAFT_CONFIG_BYTES_MAX];
+    size_t size = raft_config_encode(bytes, &config);
+    struct entry *entry = entry_new(1, 1, ENTRY_CONFIG, size);
+    if (entry == NULL) return ERR_NOMEM;
+    memcpy(entry->data, bytes, size);
+    raft_restore_entry(&group->raft, 1, 1, &config);
+    raft_restore_commit(&group->raft, 1);
+    return group_log(group, entry) ? OK : ERR_NOMEM;
+}
+
 /* the start of a cluster: every range is a group of one */
 static enum err found(struct node *node)
 {
-    struct raft_restore restore = {.first = 1};
-    restore.config.voters[0] = node->config.number;
-    restore.config.voter_count = 1;
     for (uint32_t i = 0; i < node->group_slots; i++) {
-        if (node->groups[i] != NULL) continue;
-        if (group_create(node, (uint16_t)i, &restore) == NULL) return ERR_NOMEM;
+        if (node->groups[i] == NULL) TRY(found_group(node, (uint16_t)i));
     }
     return OK;
 }
@@ -304,7 +328,8 @@ static enum err start_groups(struct node *node)
     for (uint32_t i = 0; i < node->group_slots; i++) {
         struct group *group = node->groups[i];
         if (group == NULL) continue;
-        if (group->quarantined || group->settled > group->applied)
+        /* a checkpoint that was cut off leaves data in parts, but the log is whole: it may vote and lead */
+        if (group->quarantined || (group->refilling && group->settled > group->applied))
             raft_set_faulty(&group->raft, true);
         group_ready(group);
     }
