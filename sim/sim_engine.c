@@ -199,6 +199,7 @@ static enum err open_node(struct world *world)
 
 static void check_recovered(struct world *world)
 {
+    if (world->client.violated) return;
     world->result->counts.recoveries++;
     sim_client_begin(&world->client, world->node);
     sim_client_check_all(&world->client, world->node);
