@@ -51,6 +51,8 @@ struct machine {
     uint64_t incarnation;
     char name[64];
     uint32_t ranges, replicas;
+    struct join_peer peers[JOIN_PEERS_MAX];
+    uint32_t peer_count;
     bool made; /* the folder has been opened once */
     bool founder; /* starts the cluster */
     bool leases;

@@ -142,7 +142,8 @@ static enum err open_node(struct machine *machine, struct engine_report *report)
         .create = !machine->made,
         .joined = !machine->founder,
         .leases = machine->leases,
-        .seeds = machine->seeds,
+        .peers = machine->peers,
+        .peer_count = machine->peer_count,
         .ctx = machine,
         .on_tickets = on_tickets,
         .execute = on_execute,
@@ -241,6 +242,8 @@ static void joined(struct machine *machine)
     machine->ranges = result->ranges;
     machine->replicas = result->replicas;
     snprintf(machine->name, sizeof machine->name, "%s", result->name);
+    memcpy(machine->peers, result->peers, sizeof machine->peers);
+    machine->peer_count = result->peer_count;
     if (result->ranges != cluster->ranges || result->number == 0)
         sim_cluster_violation(cluster, "m%u joined as number %u of a cluster with %u ranges",
             machine->index, result->number, result->ranges);
@@ -339,6 +342,7 @@ void machine_wipe(struct machine *machine)
     random_id(&machine->cluster->prng, machine->store_id);
     machine->number = 0;
     machine->incarnation = 0;
+    machine->peer_count = 0;
     machine->made = false;
     machine->excused = false;
     machine->silent_damage = false;
