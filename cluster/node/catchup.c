@@ -645,7 +645,7 @@ static struct feed *feed_of(struct node *node, uint16_t peer)
 void catchup_start(struct group *group, const struct raft_append *append)
 {
     struct node *node = group->node;
-    bool on_disk = append->first >= group->raft.first &&
+    bool on_disk = !append->snapshot && append->first >= group->raft.first &&
         entries_lsn(&group->entries, append->first) > node->trimmed;
     if (!on_disk) {
         outgoing_start(group, append->to);

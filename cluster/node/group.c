@@ -381,6 +381,7 @@ static void note_role(struct group *group, bool led)
     node->stats.leader_changes++;
     if (leads) {
         node->stats.led++;
+        node->report_ns = 0; /* everybody should know at once */
         group->hash_index = 0;
         group->reconcile_ns = 0;
     } else {
@@ -466,6 +467,10 @@ void group_ready(struct group *group)
     group->leading = raft->role == RAFT_LEADER;
     /* a leader of a new term that led before has lost what it led */
     if (led && group->leading && group->leading_term != raft->term) note_role(group, true);
+    if (raft->diverged) {
+        node_fail(node, "a leader contradicts what is committed here");
+        return;
+    }
     if (raft->hard_changed) log_hard(group);
     note_role(group, led);
     group->leading_term = raft->term;
@@ -709,7 +714,8 @@ void group_send_appends(struct group *group)
         struct raft_append append;
         while (wire_queued(node, to, NET_DATA) < QUEUE_BYTES_MAX &&
             raft_append_next(raft, to, &append)) {
-            if (append.last >= append.first && append.first < group->entries.first) {
+            bool gone = append.last >= append.first && append.first < group->entries.first;
+            if (gone || append.snapshot) {
                 catchup_start(group, &append);
                 break;
             }

@@ -49,14 +49,19 @@ static void finish(struct node_request *request, enum node_outcome outcome, stru
     request->done(request, outcome, reply);
 }
 
+/* What this replica's group says counts, unless a leader of a later term has reported: the group may have gone on without
+ * this node. */
 static uint16_t leader_of(const struct node *node, uint16_t range)
 {
     const struct group *group = group_of(node, range);
-    if (group != NULL && group->raft.leader != 0) return group->raft.leader;
-    if (group != NULL && raft_config_is_voter(&group->raft.config, node->config.number)) return 0;
     const struct range_report *report = &node->reports[range];
     uint64_t age_ns = node->now_ns - report->heard_ns;
-    return report->leader != 0 && age_ns < UINT64_C(3000000000) ? report->leader : 0;
+    bool fresh = report->leader != 0 && age_ns < UINT64_C(3000000000);
+    bool newer = group == NULL || report->term > group->raft.term ||
+        (group->raft.leader == 0 &&
+            !raft_config_is_voter(&group->raft.config, node->config.number));
+    if (newer) return fresh ? report->leader : 0;
+    return group->raft.leader;
 }
 
 static void enqueue_execution(struct node *node, struct execution_item *item)

@@ -28,6 +28,7 @@ struct machine {
 };
 
 static struct machine machines[NODES];
+static void show(void);
 static char top[160];
 
 static void fail(const char *what)
@@ -244,6 +245,7 @@ static void check_keys(int count, int nodes)
         if (operation.outcome != NODE_REPLIED || strcmp(operation.reply, value) != 0) {
             fprintf(stderr, "%s: outcome %d reply \"%s\"\n", key, operation.outcome,
                 operation.reply);
+            show();
             fail("a key has not its value");
         }
     }
