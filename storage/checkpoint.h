@@ -17,8 +17,8 @@
  * that are neighbours in key order: the cost of LMDB is pages, so a big sorted batch in small
  * contiguous transactions is fastest, and keeps the file small and the log's disk free in between.
  * A range's meta is written in the transaction that completes the range; in the last one those of ranges
- * without entries, and the store's applied LSN. A step that fails is repeated; nothing is lost meanwhile, since log and memtable
- * hold it all.
+ * without entries, and the store's applied LSN. A step that fails is repeated; nothing is lost meanwhile, since
+ * log and memtable hold it all.
  *
  * A step is either done by the checkpoint's own thread or by whoever calls checkpoint_step(). */
 

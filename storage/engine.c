@@ -775,6 +775,8 @@ enum err engine_apply_entry(
     uint64_t applied = engine->range_applied[range];
     /* A crash between two transactions of a checkpoint leaves ranges that are ahead of the log's replay. */
     if (engine->wal == NULL && index <= applied) return OK;
+    /* Half a snapshot: the next one replaces it and all that could be applied to it. */
+    if (engine->wal == NULL && engine->installing[range]) return OK;
     ASSERT(index > applied);
     ASSERT(!engine->installing[range]);
     note_use(engine);

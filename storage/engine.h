@@ -44,15 +44,18 @@ struct engine_config {
     void (*on_durable)(void *ctx, lsn_t lsn);
     /* The replicated node (all four, or none: then records of type WAL_RECORD_WRITE are replayed and applied in
      * order of LSN, as for an embedded store).
-     * At open, once for every range that has it, before any record: what range_meta() gave. */
+     * At open, once for every range that has it, before any record: what range_meta() gave. `settled` may be above
+     * `index` because a checkpoint was cut short: then the data has parts of later entries. */
     enum err (*on_range)(void *ctx, uint16_t range, const struct range_meta *meta);
-    /* At open, every record after the checkpoint, in order; the callee calls engine_apply() for what it knows to
-     * be committed. `engine` is not yet returned by engine_open(). */
+    /* At open, every record after the checkpoint, in order; the callee calls engine_apply_entry() for what it knows
+     * to be committed. `engine` is not yet returned by engine_open() and has no log yet (engine_wal() is NULL).
+     * A memtable may be sealed between two records, so low_water() and range_meta() must be right then, too. */
     enum err (*on_replay)(void *ctx, struct engine *engine, const struct wal_record *record);
-    /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied; a range
-     * this node never had: all zero. Of a range under an install only hard_term and vote are looked at. */
+    /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied;
+     * a range this node never had: all zero. Of a range under an install only hard_term and vote are looked at. */
     void (*range_meta)(void *ctx, uint16_t range, struct range_meta *meta_out);
-    /* When a memtable is sealed: every record up to the result is applied or void, and durable. */
+    /* When a memtable is sealed, and to see whether that is due: every record up to the result is applied or void,
+     * and durable. It may fall back: the engine keeps the highest. */
     lsn_t (*low_water)(void *ctx);
     /* Records after the result stay in the log although they are checkpointed (others need them); the engine
      * keeps at most half of log_bytes_max for that. NULL: none. */
@@ -126,7 +129,8 @@ enum err engine_cursor_next(
     struct engine_cursor *cursor, struct bytes *key_out, struct value *value_out) MUST_CHECK;
 void engine_cursor_close(struct engine_cursor *cursor);
 
-/* Exact number of keys of a bucket (expired ones not yet removed included), in all ranges of this node but 0, or in one. */
+/* Exact number of keys of a bucket (expired ones not yet removed included), in all ranges of this node but 0, or
+ * in one. */
 uint64_t engine_count(struct engine *engine, uint16_t bucket);
 uint64_t engine_count_range(struct engine *engine, uint16_t range, uint16_t bucket);
 /* Calls each() for up to `limit` keys whose expiry is at or before `until`. */
@@ -143,8 +147,8 @@ bool engine_checkpoint_step(struct engine *engine);
 
 /* Snapshots of one range: a stream of chunks, made and taken in by worker threads (in the caller's thread if
  * !config.background, from engine_poll()). The source reads the bottom store in short read transactions. The
- * data is an image of states at or after meta.index: exact once all entries up to what was applied at the source when the
- * stream ended are applied over it, because effects are absolute. Chunks are opaque (docs/formats/store.md),
+ * data is an image of states at or after meta.index: exact once all entries up to what was applied at the source
+ * when the stream ended are applied over it, because effects are absolute. Chunks are opaque (docs/formats/store.md),
  * checked by a CRC32C, at most SNAPSHOT_CHUNK_MAX bytes. */
 enum { SNAPSHOT_CHUNK_MAX = 256 << 10 };
 struct snapshot;
@@ -159,17 +163,18 @@ enum err snapshot_next(struct snapshot *snapshot, struct bytes *chunk_out) MUST_
 void snapshot_progress(const struct snapshot *snapshot, uint64_t *entries_out, uint64_t *bytes_out);
 void snapshot_close(struct snapshot *snapshot);
 
-/* Replaces everything a range has by what chunks bring. Owner's thread. Precondition: no entry of the range is in a memtable
- * (engine_range_in_memory() is false: checkpoint first) and none is applied until it is done. From begin on, the stored
- * meta says RANGE_META_INSTALLING, so a crash leaves nothing half done that could pass for whole.
+/* Replaces everything a range has by what chunks bring. Owner's thread. Precondition: no entry of the range is in a
+ * memtable (engine_range_in_memory() is false: checkpoint first) and none is applied until it is done. From the first
+ * change on, the stored meta says RANGE_META_INSTALLING, so a crash leaves nothing half done that could pass for whole.
  * Sorted entries are appended to an empty database: no log write, few syncs. */
 struct install;
 bool engine_range_in_memory(const struct engine *engine, uint16_t range);
 /* done(ctx, result) comes from engine_poll() after install_finish() or on failure. */
 enum err install_begin(struct engine *engine, uint16_t range, const struct range_meta *meta_while,
     void (*done)(void *ctx, enum err result), void *ctx, struct install **install_out) MUST_CHECK;
-/* Copies the chunk. ERR_AGAIN: the queue is full (engine's wake() tells when it is not); ERR_CORRUPT: its checksum, its
- * order, or not of this range: nothing more is taken then, and a finish fails. */
+/* Copies the chunk. ERR_AGAIN: the queue is full (engine's wake() tells when it is not). ERR_CORRUPT: its checksum; it
+ * may be sent again. ERR_INVALID: whole, but of another range or out of order: nothing more is taken then, and a
+ * finish fails. Or what done() was told. */
 enum err install_add(struct install *install, struct bytes chunk) MUST_CHECK;
 /* No more chunks: writes `meta`, without RANGE_META_INSTALLING, in the last transaction. A newer term or vote that
  * config.range_meta() gave meanwhile is kept. */

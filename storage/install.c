@@ -366,7 +366,7 @@ enum err sinks_begin(struct sinks *sinks, uint16_t range, const struct range_met
 
 static enum err follows(struct install *install, struct bytes key)
 {
-    if (bytes_compare(key, bytes_of(install->last, install->last_size)) <= 0) return ERR_CORRUPT;
+    if (bytes_compare(key, bytes_of(install->last, install->last_size)) <= 0) return ERR_INVALID;
     memcpy(install->last, key.at, key.size);
     install->last_size = (uint16_t)key.size;
     return OK;
@@ -378,11 +378,11 @@ static enum err check_entries(struct install *install, struct bytes entries, uin
     struct value value;
     enum err err;
     while ((err = range_chunk_next(&entries, &key, &value)) == OK) {
-        if (bytes_compare(key, previous) <= 0) return ERR_CORRUPT;
+        if (bytes_compare(key, previous) <= 0) return ERR_INVALID;
         previous = key;
         count--;
     }
-    if (err != ERR_NOT_FOUND || count != 0) return ERR_CORRUPT;
+    if (err != ERR_NOT_FOUND || count != 0) return ERR_INVALID;
     return follows(install, previous);
 }
 
@@ -416,15 +416,15 @@ static enum err part_add(struct install *install, struct bytes entries, struct i
     struct bytes key;
     struct value value;
     size_t offset, whole;
-    TRY(range_chunk_part_get(entries, &key, &value, &offset, &whole));
+    if (range_chunk_part_get(entries, &key, &value, &offset, &whole) != OK) return ERR_INVALID;
     if (install->part == NULL) {
-        if (offset != 0) return ERR_CORRUPT;
+        if (offset != 0) return ERR_INVALID;
         TRY(part_begin(install, key, &value, whole));
     }
     struct item *part = install->part;
     bool same = bytes_equal(key, part->key) && whole == part->value.bytes.size &&
         value.version == part->value.version;
-    if (!same || offset != install->part_filled) return ERR_CORRUPT;
+    if (!same || offset != install->part_filled) return ERR_INVALID;
     memcpy(part->at + part->key.size + offset, value.bytes.at, value.bytes.size);
     install->part_filled += value.bytes.size;
     if (install->part_filled < whole) return OK;
@@ -433,15 +433,15 @@ static enum err part_add(struct install *install, struct bytes entries, struct i
     return OK;
 }
 
-/* *item_out: what to queue, NULL while a large value is incomplete */
+/* *item_out: what to queue, NULL while a large value is incomplete. ERR_CORRUPT, ERR_NOMEM: nothing has changed. */
 static enum err take_chunk(struct install *install, struct bytes chunk, struct item **item_out)
 {
     struct range_chunk_front front;
     struct bytes entries;
     TRY(range_chunk_open(chunk, &front, &entries));
-    if (front.range != install->range) return ERR_CORRUPT;
+    if (front.range != install->range) return ERR_INVALID;
     if (front.kind == RANGE_CHUNK_PART) return part_add(install, entries, item_out);
-    if (install->part != NULL) return ERR_CORRUPT;
+    if (install->part != NULL) return ERR_INVALID;
     struct item *item = item_new(chunk.size);
     if (item == NULL) return ERR_NOMEM;
     enum err err = check_entries(install, entries, front.entries);
@@ -468,7 +468,8 @@ enum err install_add(struct install *install, struct bytes chunk)
     if (full) return ERR_AGAIN;
     struct item *item = NULL;
     enum err err = take_chunk(install, chunk, &item);
-    if (err != OK) return install->refused = err;
+    if (err == ERR_INVALID) install->refused = err;
+    if (err != OK) return err;
     if (item == NULL) return OK;
     pthread_mutex_lock(&sinks->lock);
     if (install->newest != NULL) {
@@ -488,7 +489,7 @@ void install_finish(struct install *install, const struct range_meta *meta)
     struct sinks *sinks = install->sinks;
     ASSERT(!install->finishing);
     enum err refused = install->refused;
-    if (refused == OK && install->part != NULL) refused = ERR_CORRUPT;
+    if (refused == OK && install->part != NULL) refused = ERR_INVALID;
     pthread_mutex_lock(&sinks->lock);
     if (refused == OK) {
         install->meta = *meta;

@@ -81,9 +81,9 @@ struct kv_ops {
 
     /* One write transaction at a time: a second thread's begin waits for the first to end. Each from begin to
      * commit or abort in one thread. Keys beyond the last of a range are appended, so sorted loads leave
-     * full pages. Commit is fully synced; after any error the transaction is gone and the store is as before (abort() then does nothing, and
-     * more calls on it repeat the error). ERR_FULL: disk or map full (the map is grown when it
-     * can be: then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin
+     * full pages. Commit is fully synced; after any error the transaction is gone and the store is as before
+     * (abort() then does nothing, and more calls on it repeat the error). ERR_FULL: disk or map full (the map is
+     * grown when it can be: then ERR_AGAIN, and the caller repeats the transaction). ERR_IO from write_begin
      * after a failed commit: the store must be reopened before it takes writes again. */
     enum err (*write_begin)(struct kv *kv, struct kv_write **write_out);
     enum err (*put)(

@@ -18,8 +18,9 @@
 /* Reading a backup, for verification and for restoring: one pass, the file taken for hostile. Memory
  * grows only as bytes really arrive, and never beyond what the format allows for a block.
  *
- * Restoring puts the entries into a new bottom store in a temporary folder beside the target, and renames that. Until the rename the target does not change, after it
- * the target is complete. No file of the backup is ever adopted as it is.
+ * Restoring puts the entries into a new bottom store in a temporary folder beside the target, and renames
+ * that. Until the rename the target does not change, after it the target is complete. No file of the backup
+ * is ever adopted as it is.
  *
  * The restored store is the start of another history: it gets a cluster id and a node id of its own, so that
  * members of the old cluster never take it for one of theirs. Every range goes on from the index it had, as a

@@ -615,28 +615,34 @@ Test(replicated, damaged_or_misplaced_chunks_are_refused)
             OK);
         replica_poll(&target);
         struct bytes first = bytes_of(copies[0], sizes[0]);
-        if (wrong == 0) cr_assert_eq(install_add(install, first), ERR_CORRUPT, "another range");
+        if (wrong == 0) cr_assert_eq(install_add(install, first), ERR_INVALID, "another range");
         if (wrong == 1) {
             copies[0][100] ^= 4;
             cr_assert_eq(install_add(install, first), ERR_CORRUPT, "a flipped bit");
             copies[0][100] ^= 4;
-            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "and nothing after it");
+            add_chunk(&target, install, first);
+            cr_assert_eq(install_add(install, first), ERR_INVALID, "the same once more");
+            cr_assert_eq(install_add(install, bytes_of(copies[1], sizes[1])), ERR_INVALID,
+                "and nothing after that");
         }
         if (wrong == 2) {
             cr_assert_eq(install_add(install, bytes_of(copies[0], 20)), ERR_CORRUPT, "cut");
+            cr_assert_eq(install_add(install, bytes_of(copies[0], sizes[0] - 1)), ERR_CORRUPT);
+            add_chunk(&target, install, first);
+            cr_assert_eq(install_add(install, first), ERR_INVALID);
         }
         if (wrong == 3) {
             add_chunk(&target, install, first);
-            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "twice");
+            cr_assert_eq(install_add(install, first), ERR_INVALID, "twice");
         }
         if (wrong == 4) {
             add_chunk(&target, install, bytes_of(copies[2], sizes[2]));
-            cr_assert_eq(install_add(install, first), ERR_CORRUPT, "out of order");
+            cr_assert_eq(install_add(install, first), ERR_INVALID, "out of order");
         }
         install_finish(install, &meta);
         while (!outcome.ended)
             replica_poll(&target);
-        cr_assert_eq(outcome.result, ERR_CORRUPT);
+        cr_assert_eq(outcome.result, ERR_INVALID);
         install_close(install);
     }
     replica_crash(&target);
