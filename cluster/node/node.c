@@ -174,7 +174,10 @@ static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out
     meta_out->hard_term = raft->term;
     meta_out->vote = raft->vote;
     meta_out->config_index = group->applied_config_index;
-    meta_out->config_size = (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
+    /* a replica to be has no configuration before its first entry of that kind */
+    if (group->applied_config.voter_count > 0)
+        meta_out->config_size =
+            (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
     if (group->quarantined || group->incoming != NULL) meta_out->flags = RANGE_META_INSTALLING;
     if (group->refilling) meta_out->flags |= RANGE_META_REFILLING;
 }
@@ -396,6 +399,7 @@ enum err node_open(
 
 void node_close(struct node *node, bool checkpoint)
 {
+    catchup_free(node); /* its snapshots belong to the engine */
     engine_close(node->engine, checkpoint && !node->failed);
     node->engine = NULL;
     node_free(node);
