@@ -716,8 +716,11 @@ static void meta_duties(struct node *node)
                 struct node_range range;
                 node_range_status(node, (uint16_t)r, &range);
                 named = named || range.leader == 0;
+                /* a copy of the meta group's data goes when the member has gone */
                 for (uint32_t k = 0; k < range.replica_count; k++)
-                    named = named || range.replicas[k].number == number;
+                    named = named ||
+                        (range.replicas[k].number == number &&
+                            (r != META_RANGE || range.replicas[k].voter));
             }
             members_decide_gone(&node->members, number, named, &decision);
         }
