@@ -191,13 +191,15 @@ static void demand_writes(struct sim_cluster *cluster)
 static void demand_equality(struct sim_cluster *cluster)
 {
     uint64_t ticks = 0;
+    char why[200] = "";
     workload_pause(cluster->workload, true);
     while (going(cluster)) {
         tick(cluster, &ticks);
-        if (workload_idle(cluster->workload) && monitor_quiet(cluster)) break;
+        bool idle = workload_idle(cluster->workload);
+        if (!idle) snprintf(why, sizeof why, "requests are under way");
+        if (idle && monitor_quiet(cluster, why, sizeof why)) break;
         if (ticks * 10 > QUIET_MS)
-            stuck(cluster, "the replicas do not come to the same point",
-                "they differ in what they applied");
+            stuck(cluster, "the replicas do not come to the same point", why);
     }
     if (going(cluster)) monitor_compare(cluster);
 }

@@ -192,7 +192,7 @@ void monitor_process_ends(struct machine *machine);
 /* Every group has a leader and as many voters as it wants, all of them caught up and none under repair. */
 bool monitor_whole(struct sim_cluster *cluster, char *why, size_t why_size);
 /* All replicas have applied all there is. */
-bool monitor_quiet(struct sim_cluster *cluster);
+bool monitor_quiet(struct sim_cluster *cluster, char *why, size_t why_size);
 /* All replicas have the same content. */
 void monitor_compare(struct sim_cluster *cluster);
 void monitor_collect(struct machine *machine);

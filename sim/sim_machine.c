@@ -213,7 +213,8 @@ void machine_join(struct machine *machine, bool replace)
 {
     ASSERT(!machine_has_process(machine));
     struct sim_cluster *cluster = machine->cluster;
-    machine_wipe(machine);
+    /* who asked before and did not hear the answer asks again under the same store id */
+    if (replace || machine->number != 0 || machine->made) machine_wipe(machine);
     machine->founder = false;
     machine->replacing = replace;
     process_begins(machine);

@@ -209,18 +209,23 @@ bool monitor_whole(struct sim_cluster *cluster, char *why, size_t why_size)
     return true;
 }
 
-bool monitor_quiet(struct sim_cluster *cluster)
+bool monitor_quiet(struct sim_cluster *cluster, char *why, size_t why_size)
 {
     for (uint16_t group = 0; group <= cluster->ranges; group++) {
         struct node_range range;
+        snprintf(why, why_size, "range %u has no leader", group);
         if (monitor_leader(cluster, group, &range) == NULL) return false;
         for (uint32_t i = 0; i < range.replica_count; i++) {
-            const struct machine *machine = monitor_machine_of(cluster, range.replicas[i].number);
-            struct node_range own;
-            if (machine == NULL || machine->node == NULL || !node_has(machine->node, group))
+            uint16_t number = range.replicas[i].number;
+            const struct machine *machine = monitor_machine_of(cluster, number);
+            struct node_range own = {0};
+            bool has = machine != NULL && machine->node != NULL && node_has(machine->node, group);
+            if (has) node_range_status(machine->node, group, &own);
+            snprintf(why, why_size, "range %u: %u %s %llu of %llu", group, number,
+                has ? "applied" : "has no data,", (unsigned long long)own.applied,
+                (unsigned long long)range.committed);
+            if (!has || own.applied != range.committed || range.applied != range.committed)
                 return false;
-            node_range_status(machine->node, group, &own);
-            if (own.applied != range.committed || range.applied != range.committed) return false;
         }
     }
     return true;
