@@ -187,11 +187,6 @@ static int run_server(struct config *config)
         cli_complain("where is the data? give --data DIR (a folder; made if absent)");
         return CLI_USAGE;
     }
-    if (config->server.join != NULL) {
-        cli_complain("--join: this version runs nodes that are a cluster of one each; "
-                     "joining comes with replication");
-        return CLI_FAILED;
-    }
     char hash[HASH_SIZE];
     code = prepare_password(config, hash);
     if (code == CLI_DONE) code = settle_ranges(config);

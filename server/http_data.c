@@ -324,43 +324,74 @@ static void take_done(struct request *request)
     if (err != OK) request->outcome = outcome_of(503, "no_memory", "done, but memory is used up");
 }
 
+static void on_admin(struct node_request *remote, enum node_outcome outcome, struct bytes reply);
+
+/* A change to one range, or to the table of members; false: it could not be begun, and the outcome is decided. */
+static bool ask_admin(struct request *request)
+{
+    struct node *node = request->http->server->node;
+    request->remote = (struct node_request){.done = on_admin, .ctx = request};
+    enum err err = node_admin_start(
+        node, &request->remote, request->admin, request->code, (uint16_t)request->admin_range);
+    request->remote_active = err == OK;
+    if (err != OK) request->outcome = outcome_of(503, "unavailable", err_text(err));
+    return err == OK;
+}
+
+/* All ranges were asked, one after the other: those whose replicas are elsewhere have refused. */
+static void sum_up_transfer(struct request *request)
+{
+    if (request->admin_done == 0) {
+        request->outcome = outcome_of(409, "refused", request->message);
+        return;
+    }
+    snprintf(request->message, sizeof request->message, "%u ranges are led by %s now",
+        request->admin_done, request->code);
+    take_done(request);
+}
+
 static void on_admin(struct node_request *remote, enum node_outcome outcome, struct bytes reply)
 {
     struct request *request = remote->ctx;
+    bool all = request->admin_last > 0;
+    bool replied = outcome == NODE_REPLIED && reply.size > 0;
+    bool done = replied && reply.at[0] == '+';
     request->remote_active = false;
-    if (outcome != NODE_REPLIED || reply.size == 0) {
-        request->outcome = outcome_error(outcome, true);
-    } else {
-        copy_text(
-            request->message, sizeof request->message, bytes_of(reply.at + 1, reply.size - 1));
+    request->outcome = outcome_error(replied ? NODE_UNAVAILABLE : outcome, true);
+    if (replied) {
+        struct bytes sentence = bytes_of(reply.at + 1, reply.size - 1);
+        if (!all || !done) copy_text(request->message, sizeof request->message, sentence);
         request->outcome = outcome_of(409, "refused", request->message);
-        if (reply.at[0] == '+') take_done(request);
+        request->admin_done += done;
+    }
+    if (all && replied && request->admin_range++ < request->admin_last) {
+        if (ask_admin(request)) return;
+    } else if (all && replied) {
+        sum_up_transfer(request);
+    } else if (done) {
+        take_done(request);
     }
     go_on(request, STEP_ANSWER);
 }
 
 enum MHD_Result request_start_admin(struct request *request)
 {
-    enum { ALL_RANGES = 0xffff };
     struct parameter parameters[] = {{.name = "name"}, {.name = "range"}};
     struct node *node = request->http->server->node;
-    uint64_t range = ALL_RANGES;
+    uint64_t range = 0;
+    bool transfer = request->admin == NODE_LEADER_TRANSFER;
     if (request_query(request, parameters, 2) != OK || !parameters[0].found ||
         parameters[0].size == 0 || parameters[0].size >= sizeof request->code ||
         memchr(parameters[0].at, 0, parameters[0].size) != NULL)
         return request_answer_error(request, 400, "bad_query", "say whom: ?name=NAME of a member");
     if (parameters[1].found &&
-        (request->admin != NODE_LEADER_TRANSFER ||
-            !http_decimal(parameter_value(&parameters[1]), node_ranges(node), &range)))
+        (!transfer || !http_decimal(parameter_value(&parameters[1]), node_ranges(node), &range)))
         return request_answer_error(
             request, 400, "bad_query", "?range= is the id of a range, of leader/transfer only");
     copy_text(request->code, sizeof request->code, parameter_value(&parameters[0]));
-    request->remote = (struct node_request){.done = on_admin, .ctx = request};
-    enum err err =
-        node_admin_start(node, &request->remote, request->admin, request->code, (uint16_t)range);
-    if (err != OK) return request_answer_err(request, err);
-    request->remote_active = true;
-    return wait_for_others(request);
+    request->admin_range = (uint32_t)range;
+    request->admin_last = transfer && !parameters[1].found ? node_ranges(node) : 0;
+    return ask_admin(request) ? wait_for_others(request) : request_answer(request);
 }
 
 /* ---- lists of keys ---- */

@@ -94,6 +94,8 @@ struct request {
     struct bucket_request bucket_request;
     struct list *list; /* a page that all ranges are asked for */
     enum node_admin admin;
+    uint32_t admin_range, admin_last; /* still to be asked: these */
+    uint32_t admin_done;
     struct outcome outcome;
     struct ticket_waiter waiter;
     uint64_t began_ns;

@@ -155,17 +155,19 @@ static uint64_t held_end(const struct session *session)
 /* One more entry of the ring, or the last one if that waits for the same. */
 static bool hold(struct session *session, ticket_t ticket, uint64_t end)
 {
-    if (end == held_end(session)) return true; /* CLIENT REPLY OFF leaves nothing */
+    /* CLIENT REPLY OFF leaves no bytes, but what was written is still to be seen by what follows */
+    uint32_t replies = end > held_end(session);
+    if (replies == 0 && ticket == 0) return true;
     struct held *last = session->held_count == 0 ? NULL : held_at(session, session->held_count - 1);
     if (last != NULL && last->ticket == ticket) {
         last->end = end;
-        last->replies++;
+        last->replies += replies;
         return true;
     }
     if (session->held_count == session->held_capacity && !held_grow(session)) return false;
     session->held_count++;
     *held_at(session, session->held_count - 1) =
-        (struct held){.end = end, .ticket = ticket, .replies = 1};
+        (struct held){.end = end, .ticket = ticket, .replies = replies};
     list_add(session, SESSION_LIST_HELD);
     return true;
 }
