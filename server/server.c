@@ -18,7 +18,9 @@
 #include "base/check.h"
 #include "base/logger.h"
 #include "server/forward.h"
+#include "cluster/node/join.h"
 #include "server/peer.h"
+#include "server/renew.h"
 #include "server/scatter.h"
 
 /* A node's life: opens everything in order, runs the loop, closes in reverse.
@@ -43,6 +45,8 @@ enum {
 enum {
     TICK_MS = 10, /* elections, heartbeats, deadlines; the log's idle marks */
     TICKS_PER_ROUND = 10, /* everything else that is periodic */
+    TICKS_PER_PEERS = 100,
+    EXIT_AGAIN = 1000, /* no exit: the folder was renewed, start again */
     FEW_PROCESSORS = 2, /* up to here the log's thread shares the loop's */
     ALONE_AFTER_MS = 10,
     STOP_WITHIN_MS = 2000,
@@ -183,6 +187,7 @@ static void on_tick(void *ctx)
     node_tick(server->node);
     node_idle(server->node);
     hand_over(server);
+    if (server->ticks % TICKS_PER_PEERS == 0) renew_note_peers(server, server->folder);
     if (++server->ticks % TICKS_PER_ROUND == 0) sessions_tick(server);
 }
 
@@ -553,12 +558,21 @@ static int open_node(struct server *server, struct folder *folder)
         .wake = wake_loop,
     };
     peer_known(server, &node_config);
+    struct join_peer known[JOIN_PEERS_MAX];
+    if (node_config.peer_count == 0) {
+        node_config.peer_count = renew_known_peers(folder, known, JOIN_PEERS_MAX);
+        node_config.peers = known;
+    }
     memcpy(node_config.cluster_id, folder->identity.cluster_id, sizeof node_config.cluster_id);
     memcpy(node_config.store_id, folder->identity.node_id, sizeof node_config.store_id);
     struct engine_report report = {0};
-    enum err err = node_open(&node_config, &report, &server->node);
+    bool unfinished = renew_unfinished(folder);
+    enum err err = unfinished ? ERR_CORRUPT : node_open(&node_config, &report, &server->node);
     if (err != OK) {
         const char *detail = report.detail[0] != '\0' ? report.detail : report.log.detail;
+        if (unfinished) detail = "a repair was cut off";
+        bool damaged = err == ERR_CORRUPT || err == ERR_GAP || err == ERR_TRUNCATED;
+        if (damaged && renew_folder(server, folder, detail)) return EXIT_AGAIN;
         server_complain("%s: the data cannot be opened: %s%s%s", config->data, err_text(err),
             detail[0] != '\0' ? ": " : "", detail);
         return exit_code_of(err);
@@ -620,6 +634,8 @@ static void close_all(struct server *server, bool checkpoint)
         stop_listening(server, &server->listen_fd);
     if (server->http != NULL) http_close(server);
     if (server->auth != NULL) auth_close(server);
+    /* first: its threads wake the node */
+    peer_close(server);
     if (server->node != NULL) node_close(server->node, checkpoint);
     if (server->commands != NULL) commands_close(server);
     forward_close(server);
@@ -638,6 +654,7 @@ static void close_all(struct server *server, bool checkpoint)
 
 static int run_in_folder(struct server *server, struct folder *folder)
 {
+    server->folder = folder;
     int settled = peer_settle(server, folder);
     if (settled != 0) {
         close_all(server, false);
@@ -665,7 +682,7 @@ static int run_in_folder(struct server *server, struct folder *folder)
     return code;
 }
 
-int server_run(struct server_config *config)
+static int run_once(struct server_config *config)
 {
     struct server *server = calloc(1, sizeof *server);
     struct folder *folder = calloc(1, sizeof *folder);
@@ -701,5 +718,14 @@ int server_run(struct server_config *config)
     peer_close(server);
     free(folder);
     free(server);
+    return code;
+}
+
+int server_run(struct server_config *config)
+{
+    int code;
+    do {
+        code = run_once(config);
+    } while (code == EXIT_AGAIN);
     return code;
 }

@@ -12,6 +12,7 @@
 /* The running server: one struct, nothing global. Owned by the loop's thread. */
 
 struct session;
+struct folder;
 struct command;
 struct executor;
 struct peers;
@@ -138,6 +139,8 @@ struct server {
     uint32_t ticks;
     bool stopping;
     int exit_code;
+    uint64_t peers_hash;            /* of what the folder's file `peers` has */
+    const struct folder *folder;
 };
 
 /* Loop callbacks and life cycle: server/server.c. Returns the process's exit code. */
