@@ -81,6 +81,7 @@ static void place_ranges(struct node *node)
 {
     uint16_t numbers[MEMBERS_MAX], zones[MEMBERS_MAX];
     uint32_t count = members_placeable(&node->members, numbers, zones);
+    node->placeable = count;
     memset(node->placement, 0, node->group_slots * sizeof *node->placement);
     if (count == 0) return;
     place(numbers, zones, count, node->config.ranges, node->members.replicas, node->placement);
@@ -640,7 +641,7 @@ static void reconcile_group(struct node *node, struct group *group)
     if (raft->transfer_to != 0) return;
     struct reconcile_peer peers[RAFT_PEERS_MAX];
     uint16_t observers[MEMBERS_MAX];
-    bool crowded = members_present(&node->members) > node->members.replicas;
+    bool crowded = node->placeable > node->members.replicas;
     struct reconcile_input input = {
         .self = node->config.number,
         .preferred = crowded ? node->placement[group->id].leader : 0,

@@ -138,6 +138,7 @@ struct node_request {
     struct node_request *next, **at;
     uint64_t id;
     uint64_t deadline_ns;
+    uint64_t passed_ns; /* another leader than the one asked is known, since */
     uint16_t range, sent_to;
     uint8_t state;
     struct buffer body;

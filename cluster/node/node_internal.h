@@ -223,6 +223,7 @@ struct node {
     struct members members;
     uint64_t members_epoch; /* counts changes seen here */
     uint64_t placed_epoch;
+    uint32_t placeable; /* members that may hold replicas */
     struct place_range *placement;
     struct swim swim;
     bool alone;

@@ -11,7 +11,7 @@
  *   REPLY    u64 id | u32 how | u16 leader, if known | u16 0 | reply
  */
 
-enum { HEAD = 16, RETRY_MS = 10, REQUEST_READ_ONLY = 1, REQUEST_ADMIN = 2 };
+enum { HEAD = 16, PASSED_MS = 200, REQUEST_READ_ONLY = 1, REQUEST_ADMIN = 2 };
 
 enum request_state { REQUEST_WAITING = 1, REQUEST_SENT, REQUEST_HERE };
 
@@ -129,6 +129,7 @@ enum err node_request_start(
     request->id = node->request_next++;
     request->range = range;
     request->sent_to = 0;
+    request->passed_ns = 0;
     request->state = REQUEST_WAITING;
     request->deadline_ns = node->now_ns + (uint64_t)node->config.deadline_ms * 1000000;
     request->next = node->requests;
@@ -289,6 +290,18 @@ void requests_turn(struct node *node)
     if (node->replies != NULL) send_replies(node);
 }
 
+/* Somebody else leads the range now, and the one that was asked has not answered for a while: it hangs. */
+static bool passed_over(const struct node *node, struct node_request *request)
+{
+    uint16_t leader = leader_of(node, request->range);
+    if (leader == 0 || leader == request->sent_to) {
+        request->passed_ns = 0;
+        return false;
+    }
+    if (request->passed_ns == 0) request->passed_ns = node->now_ns;
+    return node->now_ns - request->passed_ns > (uint64_t)PASSED_MS * 1000000;
+}
+
 void requests_tick(struct node *node)
 {
     for (struct node_request *request = node->requests; request != NULL;) {
@@ -302,8 +315,15 @@ void requests_tick(struct node *node)
         /* done() may have cancelled others or started new ones */
         request = node->requests;
     }
-    for (struct node_request *request = node->requests; request != NULL; request = request->next) {
-        if (request->state == REQUEST_WAITING) route(node, request);
+    for (struct node_request *request = node->requests; request != NULL;) {
+        struct node_request *next = request->next;
+        if (request->state == REQUEST_WAITING) {
+            route(node, request);
+        } else if (request->state == REQUEST_SENT && passed_over(node, request)) {
+            settle(node, request, REPLY_UNKNOWN, bytes_of(NULL, 0));
+            next = node->requests; /* done() may have changed the list */
+        }
+        request = next;
     }
 }
 
