@@ -110,10 +110,10 @@ Test(range, every_flipped_bit_and_every_cut_of_a_chunk_is_seen)
 
 Test(range, a_chunk_is_never_larger_than_its_room)
 {
-    static uint8_t at[200];
+    static uint8_t at[200], bytes[100];
     struct range_chunk chunk;
     range_chunk_begin(&chunk, at, sizeof at);
-    struct value value = {.bytes = bytes_of(at, 100), .version = 1};
+    struct value value = {.bytes = bytes_of(bytes, sizeof bytes), .version = 1};
     cr_assert(range_chunk_add(&chunk, bytes_of_text("ab"), &value));
     cr_assert_not(range_chunk_add(&chunk, bytes_of_text("ac"), &value));
     cr_assert_eq(chunk.entries, 1);
