@@ -1,537 +1,15 @@
 #include "cluster/net_nng.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include <nng/nng.h>
 #include <nng/protocol/reqrep0/rep.h>
-#include <nng/protocol/reqrep0/req.h>
-#include <nng/supplemental/util/platform.h>
-#include <sodium.h>
 
-#include "base/buffer.h"
-#include "base/check.h"
-#include "cluster/envelope.h"
-#include "cluster/net_gate.h"
+#include "base/logger.h"
+#include "cluster/net_nng_internal.h"
 
-/* Lanes are raw req sockets that dial one raw rep socket. Raw, because then these protocols keep no state, set no
- * timers, push back in both directions and take many senders; push/pull of this NNG crashes when a peer goes away
- * early, and pair locks a returning peer out (docs/decisions/0007-transport.md).
- *
- * A connection begins with a hello, answered on the same connection by a welcome that tells which process listens;
- * frames wait for it, because they must name that process. One packet of a lane is with NNG at a time. Meanwhile frames
- * gather in the lane's queue, already in their form on the wire, and leave together in the next packet: batches grow
- * with the load and cost nobody a delay.
- *
- * Threads. NNG's callbacks run on its own threads. They touch a lane under lane->lock, and the inbox under
- * inbox.lock; never both, and neither while calling into NNG. Peers, gate and everything else are the owner's. */
-
-enum {
-    QUEUE_KEEP = 256 << 10,
-    INBOX_PACKETS_MAX = 4096,
-    INBOX_BYTES_MAX = 64 << 20,
-    INBOUND_MAX = 1024, /* connections to our listener */
-    ANSWERS_MAX = 256,
-    HANDLED_MAX = 4096, /* packets and events of one poll */
-    SEND_TIMEOUT_MS = 1000,
-    TICK_MS = 250,
-    HELLO_AGAIN_MS = 500,
-    REDIAL_MS = 5000,
-    RECONNECT_MIN_MS = 20,
-    RECONNECT_MAX_MS = 250,
-    ANSWER_SIZE_MAX = 4096, /* what a listener may send back to us */
-    ADDRESS_SIZE = 280,
-    NODES = 1 << 16,
-    KEY_SIZE = crypto_aead_xchacha20poly1305_ietf_KEYBYTES,
-};
-
-_Static_assert(crypto_aead_xchacha20poly1305_ietf_NPUBBYTES == ENVELOPE_NONCE_SIZE, "nonce");
-_Static_assert(crypto_aead_xchacha20poly1305_ietf_ABYTES == ENVELOPE_TAG_SIZE, "tag");
-
-/* Ends the list of hops in NNG's header; then there is one hop. */
-static const uint32_t last_hop = 0x80000001u;
-
-/* What a lane may queue, and how much of it leaves in one packet; a single frame may be larger than either. */
-static const struct {
-    size_t queue_max;
-    size_t packet_max;
-} limits[NET_LANES] = {
-    [NET_CONTROL] = {1 << 20, 64 << 10},
-    [NET_DATA] = {32 << 20, 256 << 10},
-    [NET_BULK] = {4 << 20, 0},
-};
-
-struct transport;
-
-/* A one-way connection to a peer. Lives as long as its peer. */
-struct lane {
-    struct transport *transport;
-    uint16_t node;
-    enum net_lane kind;
-    uint64_t serial; /* names this lane in the inbox; a peer set anew has others */
-    bool opened; /* owner's */
-    nng_socket socket;
-    nng_dialer dialer;
-    nng_aio *send_aio;
-    nng_aio *receive_aio;
-
-    pthread_mutex_t lock; /* of everything below */
-    struct buffer queue; /* frames as envelope_put_frame() writes them */
-    struct envelope stamp; /* of the next packet */
-    uint8_t store_id[ENVELOPE_GREETING_SIZE]; /* ours */
-    uint32_t pipe; /* the connection; 0: none */
-    uint64_t down_since_ms;
-    bool busy; /* send_aio is with NNG */
-    uint32_t busy_pipe; /* the connection at that time */
-    bool closing;
-    bool hello_due;
-    bool welcomed;
-    uint64_t nonce; /* of the last hello */
-    uint64_t hello_ms;
-};
-
-struct peer {
-    uint16_t node;
-    bool up;
-    uint64_t boot;
-    char url[ADDRESS_SIZE];
-    struct lane lanes[NET_LANES];
-    struct peer *next;
-};
-
-enum item_kind { ITEM_PACKET, ITEM_ANSWER, ITEM_LANE_DOWN, ITEM_STALLED, ITEM_INBOUND_GONE };
-
-/* Something for the owner. */
-struct item {
-    enum item_kind kind;
-    nng_msg *msg; /* opened and checked; NULL of events */
-    struct envelope envelope;
-    uint32_t pipe;
-    uint16_t node;
-    enum net_lane lane;
-    uint64_t serial;
-};
-
-struct ring {
-    struct item *at;
-    size_t capacity, head, count;
-};
-
-enum { RINGS = NET_LANES };
-
-struct inbox {
-    pthread_mutex_t lock;
-    struct ring rings[RINGS]; /* by lane; the first has events and greetings too */
-    size_t packets, bytes;
-    bool paused; /* the listener's receive waits for room */
-    bool signalled; /* the owner was woken and has not come yet */
-    bool tick;
-    struct {
-        uint32_t pipe;
-        bool believed; /* an authentic packet came from it */
-    } inbound[INBOUND_MAX];
-    size_t inbound_count;
-};
-
-struct transport {
-    nng_socket listener;
-    char address[ADDRESS_SIZE];
-    nng_aio *receive_aio;
-    nng_aio *tick_aio;
-    bool started;
-    bool polling;
-
-    void *receiver;
-    void (*on_frame)(void *, const struct net_peer *, enum net_lane, struct bytes);
-    void (*on_event)(void *, uint16_t, enum net_event);
-    void (*wake)(void *);
-
-    uint64_t boot;
-    struct net_gate gate;
-    struct peer **peers; /* by node */
-    struct peer *first;
-    uint64_t serials;
-    atomic_uint_least64_t seq[NET_LANES];
-
-    bool sealed;
-    uint8_t key[KEY_SIZE];
-    uint8_t nonce_prefix[16];
-    atomic_uint_least64_t nonces;
-
-    struct inbox inbox;
-    struct item current; /* the packet being delivered; msg NULL: none */
-    struct bytes current_rest;
-    struct net_peer current_from;
-
-    /* welcomes and refusals on their way to NNG */
-    pthread_mutex_t answers_lock;
-    nng_aio *answer_aio;
-    nng_msg *answers[ANSWERS_MAX];
-    size_t answers_head, answers_count;
-    bool answering;
-
-    struct {
-        atomic_uint_least64_t frames_sent, packets_sent, bytes_sent;
-        atomic_uint_least64_t frames_received, packets_received, bytes_received;
-        atomic_uint_least64_t full, stalls, redials, refused_cluster, refused_clone, was_refused;
-        atomic_uint_least64_t dropped_malformed, dropped_unauthentic, dropped_stale;
-        atomic_uint_least64_t dropped_stranger, dropped_duplicate, dropped_unsent,
-            dropped_connections;
-    } counters;
-};
-
-#define COUNT(transport, name, by)                                                                 \
-    atomic_fetch_add_explicit(&(transport)->counters.name, (by), memory_order_relaxed)
-
-static uint64_t now_ms(void)
-{
-    return (uint64_t)nng_clock();
-}
-
-/* ---- the inbox: filled by NNG's threads, emptied by the owner ---- */
-
-static void ring_deinit(struct ring *ring)
-{
-    for (size_t i = 0; i < ring->count; i++) {
-        nng_msg *msg = ring->at[(ring->head + i) & (ring->capacity - 1)].msg;
-        if (msg != NULL) nng_msg_free(msg);
-    }
-    free(ring->at);
-    *ring = (struct ring){0};
-}
-
-static bool ring_grow(struct ring *ring)
-{
-    size_t capacity = ring->capacity == 0 ? 64 : ring->capacity * 2;
-    struct item *at = malloc(capacity * sizeof *at);
-    if (at == NULL) return false;
-    for (size_t i = 0; i < ring->count; i++) {
-        at[i] = ring->at[(ring->head + i) & (ring->capacity - 1)];
-    }
-    free(ring->at);
-    *ring = (struct ring){.at = at, .capacity = capacity, .count = ring->count};
-    return true;
-}
-
-static bool ring_push(struct ring *ring, const struct item *item)
-{
-    if (ring->count == ring->capacity && !ring_grow(ring)) return false;
-    if (PLANTED_BUG(41) && item->kind == ITEM_PACKET && ring->count > 0) {
-        ring->head = (ring->head + ring->capacity - 1) & (ring->capacity - 1);
-        ring->at[ring->head] = *item;
-    } else {
-        ring->at[(ring->head + ring->count) & (ring->capacity - 1)] = *item;
-    }
-    ring->count++;
-    return true;
-}
-
-static bool ring_pop(struct ring *ring, struct item *out)
-{
-    if (ring->count == 0) return false;
-    *out = ring->at[ring->head];
-    ring->head = (ring->head + 1) & (ring->capacity - 1);
-    ring->count--;
-    return true;
-}
-
-/* Wakes the owner unless it was woken already. Takes inbox.lock held, gives it back. */
-static void inbox_unlock_and_wake(struct transport *transport)
-{
-    bool wake = !transport->inbox.signalled && transport->started;
-    if (wake) transport->inbox.signalled = true;
-    pthread_mutex_unlock(&transport->inbox.lock);
-    if (wake) transport->wake(transport->receiver);
-}
-
-static bool inbox_is_full(const struct inbox *inbox)
-{
-    return inbox->packets >= INBOX_PACKETS_MAX || inbox->bytes >= INBOX_BYTES_MAX;
-}
-
-/* Under inbox.lock. False: no memory; the item is still the caller's. */
-static bool inbox_push(struct inbox *inbox, const struct item *item)
-{
-    bool frames = item->kind == ITEM_PACKET && item->envelope.kind == ENVELOPE_FRAMES;
-    if (!ring_push(&inbox->rings[frames ? item->lane : NET_CONTROL], item)) return false;
-    if (item->msg != NULL) {
-        inbox->packets++;
-        inbox->bytes += nng_msg_len(item->msg);
-    }
-    return true;
-}
-
-static void inbox_event(struct transport *transport, const struct item *item)
-{
-    pthread_mutex_lock(&transport->inbox.lock);
-    (void)inbox_push(
-        &transport->inbox, item); /* an event lost for want of memory: time-outs find it out */
-    inbox_unlock_and_wake(transport);
-}
-
-/* Control first, so that a vote never waits behind data; a quarter of the turns go the other way round, so that
- * nothing waits for ever. */
-static bool inbox_pop(struct inbox *inbox, unsigned turn, struct item *out)
-{
-    bool found = false;
-    pthread_mutex_lock(&inbox->lock);
-    for (int i = 0; i < RINGS && !found; i++) {
-        found = ring_pop(&inbox->rings[turn % 4 == 3 ? RINGS - 1 - i : i], out);
-    }
-    if (found && out->msg != NULL) {
-        inbox->packets--;
-        inbox->bytes -= nng_msg_len(out->msg);
-    }
-    pthread_mutex_unlock(&inbox->lock);
-    return found;
-}
-
-/* ---- packets ---- */
-
-/* Turns header and plain body into what travels. `packet` has room for the tag if we seal. */
-static void packet_close(struct transport *transport, uint8_t *packet, size_t body_size)
-{
-    if (!transport->sealed) {
-        envelope_sum(packet, ENVELOPE_SIZE + body_size);
-        return;
-    }
-    uint8_t *nonce = packet + ENVELOPE_PUBLIC_SIZE;
-    memcpy(nonce, transport->nonce_prefix, sizeof transport->nonce_prefix);
-    store_u64(nonce + sizeof transport->nonce_prefix, atomic_fetch_add(&transport->nonces, 1));
-    uint8_t *body = packet + ENVELOPE_SIZE;
-    (void)crypto_aead_xchacha20poly1305_ietf_encrypt(
-        body, NULL, body, body_size, packet, ENVELOPE_PUBLIC_SIZE, NULL, nonce, transport->key);
-}
-
-/* The reverse, in place: checks everything that can be checked without knowing the sender. */
-static bool packet_open(struct transport *transport, nng_msg *msg, struct envelope *out)
-{
-    uint8_t *packet = nng_msg_body(msg);
-    struct bytes whole = bytes_of(packet, nng_msg_len(msg));
-    if (envelope_decode(whole, out) != OK) {
-        COUNT(transport, dropped_malformed, 1);
-        return false;
-    }
-    bool sealed = (out->flags & ENVELOPE_SEALED) != 0;
-    uint8_t *body = packet + ENVELOPE_SIZE;
-    if (sealed != transport->sealed ||
-        (sealed &&
-            crypto_aead_xchacha20poly1305_ietf_decrypt(body, NULL, NULL, body,
-                whole.size - ENVELOPE_SIZE, packet, ENVELOPE_PUBLIC_SIZE,
-                packet + ENVELOPE_PUBLIC_SIZE, transport->key) != 0)) {
-        COUNT(transport, dropped_unauthentic, 1);
-        return false;
-    }
-    if ((!sealed && envelope_check_sum(whole) != OK) ||
-        envelope_check_body(out, bytes_of(body, out->body_size)) != OK) {
-        COUNT(transport, dropped_malformed, 1);
-        return false;
-    }
-    return true;
-}
-
-static struct bytes packet_body(nng_msg *msg, const struct envelope *envelope)
-{
-    return bytes_of((uint8_t *)nng_msg_body(msg) + ENVELOPE_SIZE, envelope->body_size);
-}
-
-/* A packet with its header written and its body to be filled; NULL: no memory. */
-static nng_msg *packet_new(struct transport *transport, struct envelope *envelope)
-{
-    size_t size = ENVELOPE_SIZE + envelope->body_size;
-    if (transport->sealed) {
-        envelope->flags |= ENVELOPE_SEALED;
-        size += ENVELOPE_TAG_SIZE;
-    }
-    nng_msg *msg;
-    if (nng_msg_alloc(&msg, size) != 0) return NULL;
-    envelope_encode(envelope, nng_msg_body(msg));
-    return msg;
-}
-
-static void stamp_identity(struct transport *transport, struct envelope *envelope)
-{
-    const struct net_identity *self = &transport->gate.self;
-    memcpy(envelope->cluster_id, self->cluster_id, 16);
-    envelope->flags = self->node == 0 ? ENVELOPE_JOIN : 0;
-    envelope->from = self->node;
-    envelope->incarnation = self->incarnation;
-    envelope->from_boot = transport->boot;
-}
-
-/* ---- a lane: queue to NNG ---- */
-
-/* How much of the queue the next packet takes: whole frames, at least one. */
-static size_t lane_take(const struct lane *lane, uint32_t *count_out)
-{
-    struct bytes rest = buffer_view(&lane->queue);
-    struct bytes frame;
-    size_t taken = 0;
-    uint32_t count = 0;
-    while (envelope_next_frame(&rest, &frame) == OK) {
-        size_t span = envelope_frame_span(frame.size);
-        if (count > 0 && taken + span > limits[lane->kind].packet_max) break;
-        taken += span;
-        count++;
-    }
-    ASSERT(count > 0);
-    *count_out = count;
-    return taken;
-}
-
-/* Under lane->lock. */
-static nng_msg *lane_hello(struct lane *lane)
-{
-    struct transport *transport = lane->transport;
-    struct envelope envelope = lane->stamp;
-    envelope.kind = ENVELOPE_HELLO;
-    envelope.body_size = ENVELOPE_GREETING_SIZE;
-    randombytes_buf(&envelope.seq, sizeof envelope.seq);
-    nng_msg *msg = packet_new(transport, &envelope);
-    if (msg == NULL) return NULL;
-    memcpy((uint8_t *)nng_msg_body(msg) + ENVELOPE_SIZE, lane->store_id, ENVELOPE_GREETING_SIZE);
-    lane->nonce = envelope.seq;
-    lane->hello_due = false;
-    lane->hello_ms = now_ms();
-    return msg;
-}
-
-/* Under lane->lock. */
-static nng_msg *lane_frames(struct lane *lane, uint32_t *count_out)
-{
-    struct transport *transport = lane->transport;
-    struct envelope envelope = lane->stamp;
-    size_t size = lane_take(lane, count_out);
-    envelope.kind = ENVELOPE_FRAMES;
-    envelope.count = *count_out;
-    envelope.body_size = (uint32_t)size;
-    envelope.seq = atomic_fetch_add(&transport->seq[lane->kind], 1) + 1;
-    nng_msg *msg = packet_new(transport, &envelope);
-    if (msg == NULL) return NULL;
-    memcpy((uint8_t *)nng_msg_body(msg) + ENVELOPE_SIZE, buffer_view(&lane->queue).at, size);
-    buffer_consume(&lane->queue, size);
-    if (lane->queue.size == lane->queue.head) buffer_reset(&lane->queue, QUEUE_KEEP);
-    return msg;
-}
-
-/* Gives NNG the next packet, if it has none and there is one. From any thread. */
-static void lane_pump(struct lane *lane)
-{
-    struct transport *transport = lane->transport;
-    nng_msg *msg = NULL;
-    uint32_t frames = 0;
-    pthread_mutex_lock(&lane->lock);
-    if (!lane->busy && !lane->closing && lane->pipe != 0) {
-        if (lane->hello_due) {
-            msg = lane_hello(lane);
-        } else if (lane->welcomed && lane->queue.size > lane->queue.head) {
-            msg = lane_frames(lane, &frames);
-        }
-        if (msg != NULL) {
-            lane->busy = true;
-            lane->busy_pipe = lane->pipe;
-        }
-    }
-    pthread_mutex_unlock(&lane->lock);
-    if (msg == NULL) return;
-    size_t size = nng_msg_len(msg);
-    packet_close(transport, nng_msg_body(msg),
-        size - ENVELOPE_SIZE - (transport->sealed ? ENVELOPE_TAG_SIZE : 0));
-    COUNT(transport, packets_sent, 1);
-    COUNT(transport, frames_sent, frames);
-    COUNT(transport, bytes_sent, size);
-    (void)nng_msg_header_append_u32(msg, last_hop); /* its header has room for it */
-    nng_aio_set_msg(lane->send_aio, msg);
-    nng_aio_set_timeout(lane->send_aio, SEND_TIMEOUT_MS);
-    nng_send_aio(lane->socket, lane->send_aio);
-}
-
-static struct item lane_item(const struct lane *lane, enum item_kind kind)
-{
-    return (struct item){
-        .kind = kind, .node = lane->node, .lane = lane->kind, .serial = lane->serial};
-}
-
-/* NNG took the packet, or had no taker for a second. */
-static void lane_sent(void *arg)
-{
-    struct lane *lane = arg;
-    int result = nng_aio_result(lane->send_aio);
-    uint32_t stalled = 0;
-    if (result != 0) {
-        nng_msg *msg = nng_aio_get_msg(lane->send_aio);
-        if (msg != NULL) nng_msg_free(msg);
-        nng_aio_set_msg(lane->send_aio, NULL);
-        COUNT(lane->transport, dropped_unsent, 1);
-    }
-    pthread_mutex_lock(&lane->lock);
-    lane->busy = false;
-    if (result == NNG_ECLOSED || result == NNG_ECANCELED) lane->closing = true;
-    if (result == NNG_ETIMEDOUT && lane->pipe != 0 && lane->pipe == lane->busy_pipe) {
-        stalled = lane->pipe;
-        lane->pipe = 0;
-        lane->welcomed = false;
-        lane->down_since_ms = now_ms();
-    }
-    pthread_mutex_unlock(&lane->lock);
-    if (stalled != 0) {
-        COUNT(lane->transport, stalls, 1);
-        struct item item = lane_item(lane, ITEM_STALLED);
-        inbox_event(lane->transport, &item);
-        (void)nng_pipe_close((nng_pipe){.id = stalled}); /* gone already: all the better */
-    }
-    lane_pump(lane);
-}
-
-/* A connection of ours came or went. Taken before it starts, because the end of a connection that breaks at once may
- * be told before its start is. */
-static void lane_pipe(nng_pipe pipe, nng_pipe_ev event, void *arg)
-{
-    struct lane *lane = arg;
-    uint32_t id = (uint32_t)nng_pipe_id(pipe);
-    bool down = false;
-    pthread_mutex_lock(&lane->lock);
-    if (event == NNG_PIPE_EV_ADD_PRE) {
-        lane->pipe = id;
-        lane->hello_due = true;
-        lane->welcomed = false;
-    } else if (lane->pipe == id) {
-        lane->pipe = 0;
-        lane->welcomed = false;
-        lane->down_since_ms = now_ms();
-        down = true;
-    }
-    pthread_mutex_unlock(&lane->lock);
-    if (down) {
-        struct item item = lane_item(lane, ITEM_LANE_DOWN);
-        inbox_event(lane->transport, &item);
-    }
-    lane_pump(lane);
-}
-
-/* An answer came back on a connection of ours. */
-static void lane_answered(void *arg)
-{
-    struct lane *lane = arg;
-    struct transport *transport = lane->transport;
-    if (nng_aio_result(lane->receive_aio) != 0) return; /* the socket is closed */
-    nng_msg *msg = nng_aio_get_msg(lane->receive_aio);
-    nng_aio_set_msg(lane->receive_aio, NULL);
-    struct item item = lane_item(lane, ITEM_ANSWER);
-    bool kept = false;
-    if (packet_open(transport, msg, &item.envelope) && item.envelope.kind != ENVELOPE_HELLO &&
-        item.envelope.kind != ENVELOPE_FRAMES) {
-        item.msg = msg;
-        pthread_mutex_lock(&transport->inbox.lock);
-        /* one lost for want of room is asked for again by the next hello */
-        kept = !inbox_is_full(&transport->inbox) && inbox_push(&transport->inbox, &item);
-        inbox_unlock_and_wake(transport);
-    }
-    if (!kept) nng_msg_free(msg);
-    nng_recv_aio(lane->socket, lane->receive_aio);
-}
+/* The owner's part of the transport, and the listener. How it works is in cluster/net_nng_internal.h. */
 
 /* ---- the listener ---- */
 
@@ -554,18 +32,21 @@ static void listener_received(void *arg)
     nng_msg *msg = nng_aio_get_msg(transport->receive_aio);
     nng_aio_set_msg(transport->receive_aio, NULL);
     struct item item = {.kind = ITEM_PACKET, .msg = msg};
-    bool kept = false;
-    bool paused = false;
-    if (packet_open(transport, msg, &item.envelope) &&
-        (item.envelope.kind == ENVELOPE_HELLO || item.envelope.kind == ENVELOPE_FRAMES)) {
+    bool good = packet_open(transport, msg, &item.envelope) &&
+        (item.envelope.kind == ENVELOPE_HELLO || item.envelope.kind == ENVELOPE_FRAMES);
+    pthread_mutex_lock(&inbox->lock);
+    if (good) {
         item.lane = item.envelope.lane;
-        pthread_mutex_lock(&inbox->lock);
         item.pipe = inbound_believe(inbox, (uint32_t)nng_pipe_id(nng_msg_get_pipe(msg)));
-        kept = inbox_push(inbox, &item);
-        paused = inbox->paused = inbox_is_full(inbox);
-        inbox_unlock_and_wake(transport);
+        good = inbox_push(inbox, &item);
     }
-    if (!kept) nng_msg_free(msg);
+    bool paused = inbox->paused = inbox->closing || inbox_is_full(inbox);
+    if (good) {
+        inbox_unlock_and_wake(transport);
+    } else {
+        pthread_mutex_unlock(&inbox->lock);
+        nng_msg_free(msg);
+    }
     if (!paused) nng_recv_aio(transport->listener, transport->receive_aio);
 }
 
@@ -670,11 +151,6 @@ static void answer_hello(struct transport *transport, const struct envelope *hel
 
 /* ---- peers: the owner's ---- */
 
-static uint16_t number_of(const struct peer *peer)
-{
-    return peer->node < NET_BY_ADDRESS ? peer->node : 0;
-}
-
 /* "host:port"; NNG would take more for one than connects anywhere. */
 static bool address_is_sound(const char *address, bool any_port)
 {
@@ -689,70 +165,6 @@ static bool address_is_sound(const char *address, bool any_port)
     return port <= UINT16_MAX && (port > 0 || any_port);
 }
 
-static enum err lane_dial(struct lane *lane, const char *url)
-{
-    int result = nng_dialer_create(&lane->dialer, lane->socket, url);
-    if (result == NNG_ENOMEM) return ERR_NOMEM;
-    if (result != 0) return ERR_INVALID;
-    (void)nng_dialer_set_bool(
-        lane->dialer, NNG_OPT_TCP_KEEPALIVE, true); /* worth having, not needed */
-    result = nng_dialer_start(lane->dialer, NNG_FLAG_NONBLOCK);
-    if (result == 0) return OK;
-    (void)nng_dialer_close(lane->dialer);
-    return result == NNG_ENOMEM ? ERR_NOMEM : ERR_INVALID;
-}
-
-static void lane_close(struct lane *lane)
-{
-    if (!lane->opened) return;
-    lane->opened = false;
-    pthread_mutex_lock(&lane->lock);
-    lane->closing = true;
-    pthread_mutex_unlock(&lane->lock);
-    nng_close(lane->socket);
-    nng_aio_stop(lane->send_aio);
-    nng_aio_stop(lane->receive_aio);
-    nng_aio_free(lane->send_aio);
-    nng_aio_free(lane->receive_aio);
-}
-
-static enum err lane_open(struct lane *lane, const char *url)
-{
-    ASSERT(!lane->opened && lane->pipe == 0 && !lane->busy);
-    if (nng_req0_open_raw(&lane->socket) != 0) return ERR_NOMEM;
-    if (nng_aio_alloc(&lane->send_aio, lane_sent, lane) != 0) goto fail;
-    if (nng_aio_alloc(&lane->receive_aio, lane_answered, lane) != 0) goto fail_send_aio;
-    lane->closing = false;
-    lane->opened = true;
-    lane->down_since_ms = now_ms();
-    int result = nng_socket_set_size(lane->socket, NNG_OPT_RECVMAXSZ, ANSWER_SIZE_MAX);
-    result |= nng_socket_set_ms(lane->socket, NNG_OPT_RECONNMINT, RECONNECT_MIN_MS);
-    result |= nng_socket_set_ms(lane->socket, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS);
-    result |= nng_pipe_notify(lane->socket, NNG_PIPE_EV_ADD_PRE, lane_pipe, lane);
-    result |= nng_pipe_notify(lane->socket, NNG_PIPE_EV_REM_POST, lane_pipe, lane);
-    ASSERT(result == 0);
-    nng_recv_aio(lane->socket, lane->receive_aio);
-    enum err dialled = lane_dial(lane, url);
-    if (dialled != OK) lane_close(lane);
-    return dialled;
-
-fail_send_aio:
-    nng_aio_free(lane->send_aio);
-fail:
-    nng_close(lane->socket);
-    return ERR_NOMEM;
-}
-
-/* Under lane->lock, or before anybody else knows the lane. */
-static void lane_stamp(struct lane *lane, uint16_t to)
-{
-    struct transport *transport = lane->transport;
-    stamp_identity(transport, &lane->stamp);
-    lane->stamp.lane = (uint8_t)lane->kind;
-    lane->stamp.to = to;
-    memcpy(lane->store_id, transport->gate.self.store_id, sizeof lane->store_id);
-}
-
 static struct peer *peer_new(struct transport *transport, uint16_t node, const char *url)
 {
     struct peer *peer = calloc(1, sizeof *peer);
@@ -760,13 +172,13 @@ static struct peer *peer_new(struct transport *transport, uint16_t node, const c
     peer->node = node;
     memcpy(peer->url, url, strlen(url) + 1);
     for (int i = 0; i < NET_LANES; i++) {
-        struct lane *lane = &peer->lanes[i];
-        lane->transport = transport;
-        lane->node = node;
-        lane->kind = (enum net_lane)i;
-        lane->serial = ++transport->serials;
-        lane_stamp(lane, number_of(peer));
-        pthread_mutex_init(&lane->lock, NULL);
+        peer->lanes[i] = lane_new(transport, node, (enum net_lane)i);
+        if (peer->lanes[i] != NULL) continue;
+        while (i-- > 0) {
+            lane_free(peer->lanes[i]);
+        }
+        free(peer);
+        return NULL;
     }
     return peer;
 }
@@ -774,9 +186,7 @@ static struct peer *peer_new(struct transport *transport, uint16_t node, const c
 static void peer_free(struct peer *peer)
 {
     for (int i = 0; i < NET_LANES; i++) {
-        lane_close(&peer->lanes[i]);
-        buffer_deinit(&peer->lanes[i].queue);
-        pthread_mutex_destroy(&peer->lanes[i].lock);
+        lane_retire(peer->lanes[i]);
     }
     free(peer);
 }
@@ -813,8 +223,8 @@ static enum err transport_set_peer(void *ctx, uint16_t node, const char *address
     if (peer != NULL && strcmp(peer->url, url) == 0) return OK;
     struct peer *fresh = peer_new(transport, node, url);
     if (fresh == NULL) return ERR_NOMEM;
-    enum err result = lane_open(&fresh->lanes[NET_CONTROL], url);
-    if (result == OK) result = lane_open(&fresh->lanes[NET_DATA], url);
+    enum err result = lane_open(fresh->lanes[NET_CONTROL], url);
+    if (result == OK) result = lane_open(fresh->lanes[NET_DATA], url);
     if (result != OK) {
         peer_free(fresh);
         return result;
@@ -831,7 +241,7 @@ static enum err transport_send(void *ctx, uint16_t node, enum net_lane kind, str
     struct peer *peer = transport->peers[node];
     if (peer == NULL) return ERR_NOT_FOUND;
     if (frame.size > NET_FRAME_MAX) return ERR_TOO_LARGE;
-    struct lane *lane = &peer->lanes[kind];
+    struct lane *lane = peer->lanes[kind];
     if (!lane->opened && lane_open(lane, peer->url) != OK) return ERR_AGAIN;
     size_t span = envelope_frame_span(frame.size);
     pthread_mutex_lock(&lane->lock);
@@ -855,22 +265,38 @@ static size_t transport_queued(void *ctx, uint16_t node, enum net_lane kind)
     struct transport *transport = ctx;
     struct peer *peer = transport->peers[node];
     if (peer == NULL) return 0;
-    struct lane *lane = &peer->lanes[kind];
+    struct lane *lane = peer->lanes[kind];
     pthread_mutex_lock(&lane->lock);
     size_t live = lane->queue.size - lane->queue.head;
     pthread_mutex_unlock(&lane->lock);
     return live;
 }
 
-/* A new dialer on the same socket: the old one may sit in a connect() that takes minutes to fail. */
-static void lane_redial(struct lane *lane, const char *url)
+/* A new lane takes over: the dialer of the old one may sit in a connect() that takes minutes to fail. */
+static void lane_redial(struct peer *peer, enum net_lane kind)
 {
-    COUNT(lane->transport, redials, 1);
-    (void)nng_dialer_close(lane->dialer); /* absent if the last redial failed */
-    (void)lane_dial(lane, url); /* a failure is tried again by the next one */
-    pthread_mutex_lock(&lane->lock);
-    lane->down_since_ms = now_ms();
-    pthread_mutex_unlock(&lane->lock);
+    struct lane *old = peer->lanes[kind];
+    struct grave *grave = old->transport->grave;
+    pthread_mutex_lock(&grave->lock);
+    bool full = grave->count >= RETIRED_MAX; /* NNG is stuck; dialers that are not still dial */
+    pthread_mutex_unlock(&grave->lock);
+    if (full) return;
+    struct lane *fresh = lane_new(old->transport, peer->node, kind);
+    if (fresh == NULL) return; /* tried again later */
+    if (lane_open(fresh, peer->url) != OK) {
+        lane_free(fresh);
+        return;
+    }
+    COUNT(old->transport, redials, 1);
+    pthread_mutex_lock(&old->lock);
+    struct buffer queue = old->queue;
+    old->queue = (struct buffer){0};
+    pthread_mutex_unlock(&old->lock);
+    pthread_mutex_lock(&fresh->lock);
+    fresh->queue = queue;
+    pthread_mutex_unlock(&fresh->lock);
+    peer->lanes[kind] = fresh;
+    lane_retire(old);
 }
 
 static void transport_kick(void *ctx, uint16_t node)
@@ -878,13 +304,19 @@ static void transport_kick(void *ctx, uint16_t node)
     struct transport *transport = ctx;
     struct peer *peer = transport->peers[node];
     if (peer == NULL) return;
+    uint64_t now = now_ms();
     for (int i = 0; i < NET_LANES; i++) {
-        struct lane *lane = &peer->lanes[i];
+        struct lane *lane = peer->lanes[i];
         if (!lane->opened) continue;
         pthread_mutex_lock(&lane->lock);
         uint32_t pipe = lane->pipe;
+        bool young = now - lane->pipe_ms < YOUNG_MS;
+        bool moving = now - lane->moved_ms < QUIET_MS;
         pthread_mutex_unlock(&lane->lock);
-        if (pipe == 0 || nng_pipe_close((nng_pipe){.id = pipe}) != 0) lane_redial(lane, peer->url);
+        if (young || moving) continue; /* it works on it, or works */
+        if (pipe == 0 || nng_pipe_close((nng_pipe){.id = pipe}) != 0) {
+            lane_redial(peer, (enum net_lane)i);
+        }
     }
 }
 
@@ -895,9 +327,9 @@ static void transport_set_identity(void *ctx, const struct net_identity *self)
     gate_set_identity(&transport->gate, self);
     for (struct peer *peer = transport->first; peer != NULL; peer = peer->next) {
         for (int i = 0; i < NET_LANES; i++) {
-            struct lane *lane = &peer->lanes[i];
+            struct lane *lane = peer->lanes[i];
             pthread_mutex_lock(&lane->lock);
-            lane_stamp(lane, number_of(peer));
+            lane_stamp(lane, number_of(peer->node));
             lane->welcomed = false;
             lane->hello_due = true;
             pthread_mutex_unlock(&lane->lock);
@@ -924,7 +356,7 @@ static struct lane *lane_of(struct transport *transport, const struct item *item
 {
     struct peer *peer = transport->peers[item->node];
     if (peer == NULL) return NULL;
-    struct lane *lane = &peer->lanes[item->lane];
+    struct lane *lane = peer->lanes[item->lane];
     return lane->serial == item->serial ? lane : NULL;
 }
 
@@ -982,7 +414,7 @@ static void handle_answer(struct transport *transport, const struct item *item)
     pthread_mutex_lock(&lane->lock);
     uint64_t nonce = lane->nonce;
     pthread_mutex_unlock(&lane->lock);
-    enum gate_verdict verdict = gate_answer(&transport->gate, answer, number_of(peer), nonce);
+    enum gate_verdict verdict = gate_answer(&transport->gate, answer, number_of(peer->node), nonce);
     if (verdict != GATE_OK) {
         if (verdict == GATE_STALE) {
             COUNT(transport, dropped_stale, 1);
@@ -1008,7 +440,7 @@ static void handle_inbound_gone(struct transport *transport, uint32_t pipe)
     struct peer *peer = transport->peers[node];
     if (peer == NULL || !peer->up) return;
     /* if only this connection broke, the answer to another hello will say that the process lives */
-    struct lane *lane = &peer->lanes[NET_CONTROL];
+    struct lane *lane = peer->lanes[NET_CONTROL];
     pthread_mutex_lock(&lane->lock);
     lane->hello_due = true;
     pthread_mutex_unlock(&lane->lock);
@@ -1023,6 +455,28 @@ static void handle_stalled(struct transport *transport, const struct item *item)
     tell(transport, item->node, NET_PEER_STALLED);
 }
 
+/* The sender has closed it itself, unless it died without a word. */
+static void note_replaced(struct transport *transport, uint32_t pipe)
+{
+    if (transport->replaced_count == REPLACED_MAX) return; /* then keep-alive finds it out */
+    transport->replaced[transport->replaced_count].pipe = pipe;
+    transport->replaced[transport->replaced_count++].at_ms = now_ms();
+}
+
+static void close_replaced(struct transport *transport)
+{
+    uint64_t now = now_ms();
+    size_t kept = 0;
+    for (size_t i = 0; i < transport->replaced_count; i++) {
+        if (now - transport->replaced[i].at_ms < REDIAL_MS) {
+            transport->replaced[kept++] = transport->replaced[i];
+        } else {
+            (void)nng_pipe_close((nng_pipe){.id = transport->replaced[i].pipe}); /* or gone */
+        }
+    }
+    transport->replaced_count = kept;
+}
+
 static bool handle_frames(struct transport *transport, struct item *item)
 {
     uint32_t old_pipe;
@@ -1030,8 +484,7 @@ static bool handle_frames(struct transport *transport, struct item *item)
         &transport->current_from, &old_pipe);
     switch (verdict) {
     case GATE_OK:
-        if (old_pipe != 0)
-            (void)nng_pipe_close((nng_pipe){.id = old_pipe}); /* may be gone already */
+        if (old_pipe != 0) note_replaced(transport, old_pipe);
         COUNT(transport, packets_received, 1);
         COUNT(transport, bytes_received, nng_msg_len(item->msg));
         transport->current = *item;
@@ -1111,28 +564,33 @@ static void tick_is_due(void *arg)
 }
 
 /* Says hello again where the answer got lost, dials anew where nothing comes of it. */
-static void lane_watch(struct lane *lane, const char *url)
+static void lane_watch(struct peer *peer, enum net_lane kind)
 {
+    struct lane *lane = peer->lanes[kind];
     uint64_t now = now_ms();
     bool redial = false;
     pthread_mutex_lock(&lane->lock);
     if (lane->pipe != 0) {
         if (!lane->welcomed && now - lane->hello_ms >= HELLO_AGAIN_MS) lane->hello_due = true;
-    } else if (lane->queue.size > lane->queue.head && now - lane->down_since_ms >= REDIAL_MS) {
+    } else if (lane->queue.size > lane->queue.head && now - lane->pipe_ms >= REDIAL_MS) {
         redial = true;
     }
     pthread_mutex_unlock(&lane->lock);
-    if (redial) lane_redial(lane, url);
-    lane_pump(lane);
+    if (redial) {
+        lane_redial(peer, kind);
+    } else {
+        lane_pump(lane);
+    }
 }
 
 static void tick(struct transport *transport)
 {
     for (struct peer *peer = transport->first; peer != NULL; peer = peer->next) {
         for (int i = 0; i < NET_LANES; i++) {
-            if (peer->lanes[i].opened) lane_watch(&peer->lanes[i], peer->url);
+            if (peer->lanes[i]->opened) lane_watch(peer, (enum net_lane)i);
         }
     }
+    close_replaced(transport);
     arm_tick(transport);
 }
 
@@ -1264,7 +722,7 @@ static int listen_on(struct transport *transport, const char *listen)
     return result == 0 ? note_address(transport, listen, listener) : result;
 }
 
-static void transport_free(struct transport *transport)
+void transport_free(struct transport *transport)
 {
     for (int i = 0; i < RINGS; i++) {
         ring_deinit(&transport->inbox.rings[i]);
@@ -1298,7 +756,7 @@ static struct transport *transport_new(void)
     return NULL;
 }
 
-static void aios_free(struct transport *transport)
+void aios_free(struct transport *transport)
 {
     nng_aio *aios[] = {transport->receive_aio, transport->answer_aio, transport->tick_aio};
     for (size_t i = 0; i < sizeof aios / sizeof *aios; i++) {
@@ -1337,6 +795,14 @@ enum err net_nng_open(
     }
     take_secret(transport, config->secret);
     int result = open_listener(transport, config->listen);
+    if (result == 0) {
+        transport->grave = grave_open(transport);
+        if (transport->grave == NULL) {
+            nng_close(transport->listener);
+            aios_free(transport);
+            result = NNG_ENOMEM;
+        }
+    }
     if (result != 0) {
         (void)snprintf(
             detail, detail_size, "cannot listen on %s: %s", config->listen, nng_strerror(result));
@@ -1363,14 +829,15 @@ void net_nng_close(struct net *net)
     ASSERT(!transport->polling);
     pthread_mutex_lock(&transport->inbox.lock);
     transport->inbox.signalled = true; /* nobody is woken from here on */
+    transport->inbox.closing = true;
     pthread_mutex_unlock(&transport->inbox.lock);
     while (transport->first != NULL) {
         peer_forget(transport, transport->first);
     }
-    nng_close(transport->listener);
-    aios_free(transport);
-    transport_free(transport);
+    struct grave *grave = transport->grave;
     *net = (struct net){0};
+    if (!grave_close(grave))
+        log_warn("the network library does not let go", "seconds=%d", CLOSE_MS / 1000);
 }
 
 const char *net_nng_address(const struct net *net)

@@ -64,17 +64,29 @@ static void on_wake(void *receiver)
     pthread_mutex_unlock(&wake_lock);
 }
 
-void end_open(struct end *end, const struct net_identity *self, const char *secret)
+void end_open_at(
+    struct end *end, const struct net_identity *self, const char *secret, const char *port)
 {
     char detail[200] = "";
-    struct net_nng_config config = {.listen = "127.0.0.1:0"};
+    char listen[64];
+    (void)snprintf(listen, sizeof listen, "127.0.0.1:%s", port);
+    struct net_nng_config config = {.listen = listen};
     if (secret != NULL) config.secret = bytes_of_text(secret);
     enum err result = net_nng_open(&config, &end->net, detail, sizeof detail);
+    for (int i = 0; i < 1000 && result == ERR_BUSY; i++) {
+        usleep(5000);
+        result = net_nng_open(&config, &end->net, detail, sizeof detail);
+    }
     if (result != OK) fprintf(stderr, "%s\n", detail);
     ASSERT(result == OK);
     end->self = *self;
     (void)snprintf(end->address, sizeof end->address, "%s", net_nng_address(&end->net));
     end->net.start(end->net.ctx, self, end, on_frame, on_event, on_wake);
+}
+
+void end_open(struct end *end, const struct net_identity *self, const char *secret)
+{
+    end_open_at(end, self, secret, "0");
 }
 
 void end_close(struct end *end)

@@ -35,6 +35,9 @@ struct end {
 struct net_identity identity_of(char cluster, uint16_t node, uint64_t incarnation);
 /* Opens on a free port of loopback and starts. `secret` may be NULL. */
 void end_open(struct end *end, const struct net_identity *self, const char *secret);
+/* The same on a port of loopback that may still be taken for a moment. */
+void end_open_at(
+    struct end *end, const struct net_identity *self, const char *secret, const char *port);
 void end_close(struct end *end);
 /* Polls all ends until `done` holds; false after `ms`. */
 bool wait_for(struct end *ends[], size_t count, bool (*done)(void *ctx), void *ctx, int ms);
