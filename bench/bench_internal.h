@@ -26,10 +26,11 @@ enum workload_kind {
     WORKLOAD_LOAD, /* every key once, in order */
 };
 
-enum { ENGINES_MAX = 8, ROUNDS_MAX = 64 };
+enum { ENGINES_MAX = 8, ROUNDS_MAX = 64, NODES_MAX = 64 };
 
 struct bench_options {
-    char *node; /* host:port */
+    char *nodes[NODES_MAX]; /* host:port; connections are spread over them in turn */
+    uint32_t node_count;
     char *engines; /* NULL: over RESP */
     char *dir; /* where engines keep their data; NULL: a temporary folder */
     char *json;
@@ -76,7 +77,7 @@ void options_describe(const struct bench_options *options, char *at, size_t size
 struct cpu_mark {
     uint64_t wall_ns;
     uint64_t self_ns;
-    uint64_t server_ns; /* 0 if the server is not on this machine */
+    uint64_t server_ns; /* of those on this machine */
     uint64_t machine_ns;
 };
 
@@ -88,8 +89,13 @@ struct machine {
 };
 
 void machine_describe(struct machine *machine_out);
-/* server_pid 0: none known. */
-void cpu_mark_take(struct cpu_mark *mark_out, long server_pid);
+/* The processes of the servers on this machine. */
+struct servers {
+    long pids[NODES_MAX];
+    uint32_t count;
+};
+
+void cpu_mark_take(struct cpu_mark *mark_out, const struct servers *servers);
 
 struct round {
     struct recorder *recorder;
@@ -138,7 +144,7 @@ struct crew {
     struct keyspace *keyspace;
     const struct workload_config *mix;
     void *ctx;
-    long server_pid;
+    struct servers servers;
     const char *label; /* of the progress line */
     uint64_t begin_ns; /* the warm-up ends */
     uint64_t end_ns;
@@ -150,7 +156,7 @@ struct crew {
 };
 
 /* Fills the parts of *crew that are not set, runs it, and adds a round to *result. The caller has set
- * options, count, work, keyspace, mix, ctx, server_pid, label, requests. ERR_NOMEM, ERR_IO (a worker
+ * options, count, work, keyspace, mix, ctx, servers, label, requests. ERR_NOMEM, ERR_IO (a worker
  * failed; it has said why). */
 enum err crew_run(
     struct crew *crew, double warmup, double seconds, struct run_result *result) MUST_CHECK;

@@ -66,16 +66,16 @@ static void watch(struct crew *crew, struct cpu_mark *begin, struct cpu_mark *en
     bool ended = false;
     uint64_t before = 0;
     uint64_t before_ns = crew->begin_ns;
-    cpu_mark_take(begin, crew->server_pid);
+    cpu_mark_take(begin, &crew->servers);
     pthread_mutex_lock(&crew->lock);
     while (crew->running > 0) {
         uint64_t now = crew->clock.monotonic_ns(crew->clock.ctx);
         if (!begun && now >= crew->begin_ns) {
-            cpu_mark_take(begin, crew->server_pid);
+            cpu_mark_take(begin, &crew->servers);
             begun = true;
         }
         if (!ended && now >= crew->end_ns) {
-            cpu_mark_take(end, crew->server_pid);
+            cpu_mark_take(end, &crew->servers);
             ended = true;
         }
         if (progress) {
@@ -87,7 +87,7 @@ static void watch(struct crew *crew, struct cpu_mark *begin, struct cpu_mark *en
     }
     pthread_mutex_unlock(&crew->lock);
     if (!ended) {
-        cpu_mark_take(end, crew->server_pid);
+        cpu_mark_take(end, &crew->servers);
     }
     if (progress) {
         fprintf(stderr, "\r\033[K");

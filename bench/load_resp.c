@@ -260,58 +260,83 @@ static void append_field(char *at, size_t size, const char *name, const char *va
     snprintf(at + used, size - used, "%s%s %s", used == 0 ? "" : ", ", name, value);
 }
 
-/* Who answers there: versions and how it syncs, for the header; its process, if it is on this machine. */
-static bool describe_target(
-    const struct bench_options *options, struct run_result *result, long *pid_out)
+/* The peer of this connection has the address that we have: its process can be found here. */
+static bool is_local(int fd)
+{
+    struct sockaddr_storage here;
+    struct sockaddr_storage there;
+    socklen_t here_size = sizeof here;
+    socklen_t there_size = sizeof there;
+    memset(&here, 0, sizeof here);
+    memset(&there, 0, sizeof there);
+    if (getsockname(fd, (struct sockaddr *)&here, &here_size) != 0 ||
+        getpeername(fd, (struct sockaddr *)&there, &there_size) != 0)
+        return false;
+    if (here.ss_family == AF_INET) {
+        const struct sockaddr_in *one = (const struct sockaddr_in *)&here;
+        const struct sockaddr_in *two = (const struct sockaddr_in *)&there;
+        return one->sin_addr.s_addr == two->sin_addr.s_addr;
+    }
+    const struct sockaddr_in6 *one = (const struct sockaddr_in6 *)&here;
+    const struct sockaddr_in6 *two = (const struct sockaddr_in6 *)&there;
+    return memcmp(&one->sin6_addr, &two->sin6_addr, sizeof one->sin6_addr) == 0;
+}
+
+/* Who answers there: versions and how it syncs, for the header (detail NULL: not wanted); its process, if it is on
+ * this machine. */
+static bool describe_node(const struct bench_options *options, const char *node, char *detail,
+    size_t detail_size, struct servers *servers)
 {
     static const struct bytes info = {(const uint8_t *)"*1\r\n$4\r\nINFO\r\n", 14};
     static const char *const versions[] = {"duramen_version", "valkey_version", "redis_version"};
     static const char *const settings[] = {"appendonly", "appendfsync", "log-io", "replicas"};
-    int fd = connect_node(options->node);
+    int fd = connect_node(node);
     if (fd < 0) return false;
     struct buffer raw = {0};
     struct reply reply;
     char value[128];
-    *pid_out = 0;
     bool fine = greet(fd, options);
     if (fine && ask(fd, info, &raw, &reply)) {
         struct bytes text = buffer_view(&raw);
-        for (size_t i = 0; i < sizeof versions / sizeof versions[0]; i++) {
+        for (size_t i = 0; detail != NULL && i < sizeof versions / sizeof versions[0]; i++) {
             info_field(text, versions[i], value, sizeof value);
-            append_field(result->detail, sizeof result->detail, versions[i], value);
+            append_field(detail, detail_size, versions[i], value);
         }
         info_field(text, "process_id", value, sizeof value);
-        struct sockaddr_storage here;
-        struct sockaddr_storage there;
-        socklen_t here_size = sizeof here;
-        socklen_t there_size = sizeof there;
-        memset(&here, 0, sizeof here);
-        memset(&there, 0, sizeof there);
-        bool local = getsockname(fd, (struct sockaddr *)&here, &here_size) == 0 &&
-            getpeername(fd, (struct sockaddr *)&there, &there_size) == 0;
-        if (local && here.ss_family == AF_INET) {
-            const struct sockaddr_in *one = (const struct sockaddr_in *)&here;
-            const struct sockaddr_in *two = (const struct sockaddr_in *)&there;
-            local = one->sin_addr.s_addr == two->sin_addr.s_addr;
-        } else if (local) {
-            const struct sockaddr_in6 *one = (const struct sockaddr_in6 *)&here;
-            const struct sockaddr_in6 *two = (const struct sockaddr_in6 *)&there;
-            local = memcmp(&one->sin6_addr, &two->sin6_addr, sizeof one->sin6_addr) == 0;
+        long pid = strtol(value, NULL, 10);
+        if (is_local(fd) && pid > 0) {
+            servers->pids[servers->count++] = pid;
         }
-        if (local) {
-            *pid_out = strtol(value, NULL, 10);
-        }
-        for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+        for (size_t i = 0; detail != NULL && i < sizeof settings / sizeof settings[0]; i++) {
             config_value(fd, settings[i], value, sizeof value);
-            append_field(result->detail, sizeof result->detail, settings[i], value);
+            append_field(detail, detail_size, settings[i], value);
         }
-    }
-    if (result->detail[0] == 0) {
-        snprintf(result->detail, sizeof result->detail, "version unknown");
     }
     buffer_deinit(&raw);
     close(fd);
     return fine;
+}
+
+static bool describe_target(
+    const struct bench_options *options, struct run_result *result, struct servers *servers_out)
+{
+    servers_out->count = 0;
+    for (uint32_t i = 0; i < options->node_count; i++) {
+        char *detail = i == 0 ? result->detail : NULL;
+        if (!describe_node(options, options->nodes[i], detail, sizeof result->detail, servers_out))
+            return false;
+    }
+    if (result->detail[0] == 0) {
+        snprintf(result->detail, sizeof result->detail, "version unknown");
+    }
+    if (options->node_count == 1) {
+        snprintf(result->name, sizeof result->name, "%s", options->nodes[0]);
+        return true;
+    }
+    snprintf(result->name, sizeof result->name, "%u nodes", options->node_count);
+    for (uint32_t i = 0; i < options->node_count; i++)
+        append_field(result->detail, sizeof result->detail, "node", options->nodes[i]);
+    return true;
 }
 
 /* --- sending ---------------------------------------------------------------------------------- */
@@ -815,7 +840,8 @@ static bool open_connections(struct generator *generator)
         struct connection *connection = &generator->connections[i];
         connection->slots = generator->slots + (size_t)i * options->pipeline;
         connection->chained = generator->chained + (size_t)i * options->pipeline;
-        connection->fd = connect_node(options->node);
+        uint32_t number = i * generator->worker->crew->count + generator->worker->index;
+        connection->fd = connect_node(options->nodes[number % options->node_count]);
         if (connection->fd < 0 || !greet(connection->fd, options)) return false;
         struct epoll_event event = {.events = EPOLLIN, .data.u32 = i};
         if (epoll_ctl(generator->epoll, EPOLL_CTL_ADD, connection->fd, &event) != 0) return false;
@@ -886,7 +912,8 @@ static void resp_work(struct worker *worker)
 }
 
 /* Every key once, in order, deeply pipelined. */
-static bool load_keys(const struct bench_options *options, struct run_result *result, long pid)
+static bool load_keys(
+    const struct bench_options *options, struct run_result *result, const struct servers *servers)
 {
     struct bench_options loading = *options;
     struct keyspace empty = {0};
@@ -901,7 +928,7 @@ static bool load_keys(const struct bench_options *options, struct run_result *re
         .work = resp_work,
         .keyspace = &empty,
         .mix = &loading.mix,
-        .server_pid = pid,
+        .servers = *servers,
         .label = "loading",
         .requests = options->keys};
     bool fine = crew_run(&crew, 0, 0, &loaded) == OK;
@@ -921,10 +948,9 @@ static bool load_keys(const struct bench_options *options, struct run_result *re
 
 bool load_resp(const struct bench_options *options, struct run_result *result)
 {
-    long pid = 0;
-    snprintf(result->name, sizeof result->name, "%s", options->node);
-    if (!describe_target(options, result, &pid)) return false;
-    if (options->load && !load_keys(options, result, pid)) return false;
+    struct servers servers;
+    if (!describe_target(options, result, &servers)) return false;
+    if (options->load && !load_keys(options, result, &servers)) return false;
     if (options->load_only) return true;
     for (uint32_t i = 0; i < options->rounds; i++) {
         struct keyspace keyspace = {.loaded = options->keys};
@@ -933,7 +959,7 @@ bool load_resp(const struct bench_options *options, struct run_result *result)
             .work = resp_work,
             .keyspace = &keyspace,
             .mix = &options->mix,
-            .server_pid = pid,
+            .servers = servers,
             .label = options->workload_name,
             .requests = options->requests};
         if (crew_run(&crew, options->warmup, options->seconds, result) != OK) return false;

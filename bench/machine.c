@@ -84,7 +84,7 @@ static uint64_t machine_busy_ns(void)
     return ticks_to_ns(user + nice + kernel + interrupts + soft);
 }
 
-void cpu_mark_take(struct cpu_mark *mark_out, long server_pid)
+void cpu_mark_take(struct cpu_mark *mark_out, const struct servers *servers)
 {
     struct clock clock = clock_real();
     struct rusage usage;
@@ -94,9 +94,8 @@ void cpu_mark_take(struct cpu_mark *mark_out, long server_pid)
             (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
         mark_out->self_ns = us * 1000;
     }
-    if (server_pid > 0) {
-        mark_out->server_ns = process_ns(server_pid);
-    }
+    for (uint32_t i = 0; i < servers->count; i++)
+        mark_out->server_ns += process_ns(servers->pids[i]);
     mark_out->machine_ns = machine_busy_ns();
     mark_out->wall_ns = clock.monotonic_ns(clock.ctx);
 }

@@ -51,7 +51,10 @@ enum option_key {
 
 static const struct argp_option option_list[] = {
     {0, 0, 0, 0, "Target", 1},
-    {"node", OPTION_NODE, "HOST:PORT", 0, "RESP server to load (default 127.0.0.1:7379)", 1},
+    {"node", OPTION_NODE, "HOST:PORT[,...]", 0,
+        "RESP server to load (default 127.0.0.1:7379). Several, here or by repeating the flag, are "
+        "nodes of one cluster: connections are spread over them in turn",
+        1},
     {"password", OPTION_PASSWORD, "TEXT", 0, "AUTH with it (or set DURAMEN_PASSWORD)", 1},
     {"resp3", OPTION_RESP3, 0, 0, "Open connections with HELLO 3", 1},
     {"engine", OPTION_ENGINE, "NAME[,NAME...]", 0,
@@ -231,6 +234,19 @@ static void parse_log_io(struct argp_state *state, struct bench_options *options
     argp_error(state, "--log-io wants auto, dsync, ring-dsync, ring-link or posix, not '%s'", text);
 }
 
+static void parse_nodes(struct argp_state *state, struct bench_options *options, char *text)
+{
+    for (char *node; (node = strsep(&text, ",")) != NULL;) {
+        if (node[0] == 0) {
+            argp_error(state, "--node wants HOST:PORT, several separated by commas");
+        }
+        if (options->node_count == NODES_MAX) {
+            argp_error(state, "--node takes at most %d addresses", NODES_MAX);
+        }
+        options->nodes[options->node_count++] = node;
+    }
+}
+
 static void parse_switch(struct argp_state *state, const char *name, const char *text, bool *on_out)
 {
     if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0) {
@@ -298,8 +314,12 @@ static void set_parts(struct parsing *parsing)
 
 static void finish(struct argp_state *state, struct parsing *parsing)
 {
+    static char default_node[] = "127.0.0.1:7379";
     struct bench_options *options = parsing->options;
     set_parts(parsing);
+    if (options->node_count == 0) {
+        options->nodes[options->node_count++] = default_node;
+    }
     if (options->engines == NULL) {
         if (options->workload == WORKLOAD_SCAN || options->workload == WORKLOAD_APPLY) {
             argp_error(
@@ -325,7 +345,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     struct bench_options *options = parsing->options;
     switch (key) {
     case OPTION_NODE:
-        options->node = text;
+        parse_nodes(state, options, text);
         break;
     case OPTION_ENGINE:
         options->engines = text;
@@ -453,21 +473,21 @@ bool options_parse(int argc, char **argv, struct bench_options *options_out, int
     static const struct argp parser = {
         .options = option_list,
         .parser = parse_option,
-        .doc = "Puts load on any RESP server, or on a storage engine in this process, and reports "
-               "throughput and latency.\v"
-               "Examples:\n"
-               "  duramen bench --load --clients 50 --workload get\n"
-               "  duramen bench --node 127.0.0.1:6379 --workload a --rate 50000 --plot a.svg\n"
-               "  duramen bench --engine duramen,lmdb,rocksdb --in-flight 64 --rounds 3\n"
-               "  duramen bench --engine disk,log --in-flight 64\n"
-               "What is measured, and how: docs/BENCH.md.",
+        .doc =
+            "Puts load on any RESP server, or on a storage engine in this process, and reports "
+            "throughput and latency.\v"
+            "Examples:\n"
+            "  duramen bench --load --clients 50 --workload get\n"
+            "  duramen bench --node 127.0.0.1:6379 --workload a --rate 50000 --plot a.svg\n"
+            "  duramen bench --node 127.0.0.1:7379,127.0.0.1:7389,127.0.0.1:7399 --workload mixed\n"
+            "  duramen bench --engine duramen,lmdb,rocksdb --in-flight 64 --rounds 3\n"
+            "  duramen bench --engine disk,log --in-flight 64\n"
+            "What is measured, and how: docs/BENCH.md.",
     };
     static char program[] = "duramen bench";
-    static char default_node[] = "127.0.0.1:7379";
     struct parsing parsing = {
         .options = options_out, .distribution = -1, .ratio_set = 1, .ratio_get = 10};
     *options_out = (struct bench_options){
-        .node = default_node,
         .workload = WORKLOAD_SET,
         .workload_name = "set",
         .mix = {.theta = 0.99, .scan_max = 100, .seed = 1},
@@ -510,6 +530,10 @@ void options_describe(const struct bench_options *options, char *at, size_t size
     } else {
         snprintf(
             load, sizeof load, "closed loop %u clients x %u", options->clients, options->pipeline);
+    }
+    if (options->engines == NULL && options->node_count > 1) {
+        size_t used = strlen(load);
+        snprintf(load + used, sizeof load - used, " over %u nodes", options->node_count);
     }
     snprintf(at, size, "%s, %s, %s keys %s, values %s%s, seed %llu%s", options->workload_name, load,
         keys, distributions[options->mix.distribution], value,

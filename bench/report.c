@@ -133,6 +133,14 @@ static void print_rounds(FILE *out, const struct run_result *result)
     fprintf(out, "\n");
 }
 
+/* What a cluster's own errors say about the request; empty for others. */
+static const char *meaning_of(const char *error)
+{
+    if (strcmp(error, "-UNKNOWN") == 0) return " (may or may not have been applied)";
+    if (strcmp(error, "-CLUSTERDOWN") == 0) return " (not applied)";
+    return "";
+}
+
 static void print_troubles(
     FILE *out, const struct bench_options *options, const struct round *round)
 {
@@ -145,8 +153,8 @@ static void print_troubles(
     }
     for (uint32_t i = 0; i < recorder->error_kinds; i++) {
         report_count(recorder->errors[i].count, text, sizeof text);
-        fprintf(out, "  error %s: %s times, e.g. \"%s\"\n", recorder->errors[i].name, text,
-            recorder->errors[i].example);
+        fprintf(out, "  error %s: %s times%s, e.g. \"%s\"\n", recorder->errors[i].name, text,
+            meaning_of(recorder->errors[i].name), recorder->errors[i].example);
     }
     if (options->rate > 0) {
         char p99[32];

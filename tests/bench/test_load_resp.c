@@ -272,3 +272,67 @@ Test(load_resp, an_open_loop_does_not_omit_what_waited)
     json_decref(result);
     fake_stop(&fake);
 }
+
+Test(load_resp, clients_are_spread_over_the_nodes)
+{
+    struct fake fakes[3] = {{0}, {0}, {0}};
+    json_t *result;
+    char two[64];
+    char third[64];
+    for (int i = 0; i < 3; i++)
+        fake_start(&fakes[i]);
+    snprintf(two, sizeof two, "127.0.0.1:%d", fakes[1].port);
+    snprintf(third, sizeof third, "127.0.0.1:%d", fakes[2].port);
+    const char *flags[] = {"--node", two, "--node", third, "--workload", "set", "--clients", "7",
+        "--threads", "2", "--requests", "9000", NULL};
+    cr_assert_eq(run(&fakes[0], flags, &result), 0);
+    cr_assert_eq(number(result, NULL, "operations"), 9000);
+    cr_assert_str_eq(json_string_value(json_object_get(result, "name")), "3 nodes");
+    /* one more connection asks who answers there */
+    cr_assert_eq(fakes[0].count, 3 + 1);
+    cr_assert_eq(fakes[1].count, 2 + 1);
+    cr_assert_eq(fakes[2].count, 2 + 1);
+    cr_assert_eq(fakes[0].sets + fakes[1].sets + fakes[2].sets, 9000);
+    json_decref(result);
+    for (int i = 0; i < 3; i++)
+        fake_stop(&fakes[i]);
+}
+
+Test(load_resp, nodes_may_stand_in_one_list)
+{
+    struct fake fakes[2] = {{0}, {0}};
+    json_t *result;
+    char both[96];
+    fake_start(&fakes[0]);
+    fake_start(&fakes[1]);
+    snprintf(both, sizeof both, "127.0.0.1:%d,127.0.0.1:%d", fakes[1].port, fakes[1].port);
+    const char *flags[] = {"--node", both, "--clients", "6", "--requests", "600", NULL};
+    cr_assert_eq(run(&fakes[0], flags, &result), 0);
+    cr_assert_eq(fakes[0].count, 2 + 1);
+    cr_assert_eq(fakes[1].count, 4 + 2);
+    json_decref(result);
+    fake_stop(&fakes[0]);
+    fake_stop(&fakes[1]);
+}
+
+Test(load_resp, errors_of_a_cluster_are_counted_apart)
+{
+    struct fake fakes[2] = {{.set_reply = "-UNKNOWN the leader was lost\r\n"},
+        {.set_reply = "-CLUSTERDOWN no majority\r\n"}};
+    json_t *result;
+    char second[64];
+    fake_start(&fakes[0]);
+    fake_start(&fakes[1]);
+    snprintf(second, sizeof second, "127.0.0.1:%d", fakes[1].port);
+    const char *flags[] = {
+        "--node", second, "--workload", "set", "--clients", "2", "--requests", "100", NULL};
+    cr_assert_eq(run(&fakes[0], flags, &result), 1);
+    json_t *errors = json_object_get(result, "errors");
+    long long unknown = number(errors, "-UNKNOWN", "count");
+    long long down = number(errors, "-CLUSTERDOWN", "count");
+    cr_assert(unknown > 0 && down > 0);
+    cr_assert_eq(unknown + down, 100);
+    json_decref(result);
+    fake_stop(&fakes[0]);
+    fake_stop(&fakes[1]);
+}
