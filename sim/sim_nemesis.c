@@ -7,7 +7,6 @@
  * the cluster is whole, so that it stays with a minority. */
 
 enum weather_kind { WEATHER_LOSS, WEATHER_DELAY, WEATHER_DUPLICATE };
-enum { WHOLE_FRESH_MS = 600 };
 
 static const struct scenario scenarios[] = {
     {.name = "cluster",
@@ -343,9 +342,8 @@ static void clocks(struct sim_cluster *cluster)
 /* The only machine that may be damaged now; NULL: none may. */
 static struct machine *damage_target(struct sim_cluster *cluster)
 {
-    struct nemesis *nemesis = &cluster->nemesis;
-    uint64_t fresh = (uint64_t)WHOLE_FRESH_MS * MILLISECOND;
-    bool whole = nemesis->whole_at_ns != 0 && cluster->now_ns - nemesis->whole_at_ns < fresh;
+    char why[200];
+    bool whole = monitor_whole(cluster, why, sizeof why);
     struct machine *marked = NULL;
     unsigned members = 0;
     for (unsigned i = 0; i < cluster->machine_count; i++) {
@@ -555,7 +553,6 @@ void nemesis_tend(struct sim_cluster *cluster)
     struct nemesis *nemesis = &cluster->nemesis;
     char why[160];
     if (monitor_whole(cluster, why, sizeof why)) {
-        nemesis->whole_at_ns = cluster->now_ns;
         for (unsigned i = 0; i < cluster->machine_count; i++) {
             if (machine_serves(&cluster->machines[i])) cluster->machines[i].tainted = false;
         }
