@@ -144,8 +144,9 @@ static enum err seal(struct engine *engine)
     engine->seal_wanted = false;
     engine->seals++;
     if (engine->table != NULL) {
-        lsn_t low = engine->config.low_water(engine->config.ctx);
-        /* what is applied may be brought in although the oldest record that is not has not moved */
+        /* Data comes in although the oldest record that is not applied has not moved. While the log is replayed it
+         * does not move at all: nobody knows yet which of the later records count. */
+        lsn_t low = engine->wal == NULL ? 0 : engine->config.low_water(engine->config.ctx);
         if (low > engine->applied) engine->applied = low;
         engine->sealed.last = engine->applied;
         want_metas(engine);

@@ -49,13 +49,13 @@ struct engine_config {
     enum err (*on_range)(void *ctx, uint16_t range, const struct range_meta *meta);
     /* At open, every record after the checkpoint, in order; the callee calls engine_apply_entry() for what it knows
      * to be committed. `engine` is not yet returned by engine_open() and has no log yet (engine_wal() is NULL).
-     * A memtable may be sealed between two records, so low_water() and range_meta() must be right then, too. */
+     * A memtable may be sealed between two records, so range_meta() must be right then, too. */
     enum err (*on_replay)(void *ctx, struct engine *engine, const struct wal_record *record);
     /* When a memtable is sealed: what to keep beside the range's data. range_meta.index must be what was applied;
      * a range this node never had: all zero. Of a range under an install only hard_term and vote are looked at. */
     void (*range_meta)(void *ctx, uint16_t range, struct range_meta *meta_out);
     /* When a memtable is sealed, and to see whether that is due: every record up to the result is applied or void,
-     * and durable. It may fall back: the engine keeps the highest. */
+     * and durable. It may fall back: the engine keeps the highest. Not asked during replay. */
     lsn_t (*low_water)(void *ctx);
     /* Records after the result stay in the log although they are checkpointed (others need them); the engine
      * keeps at most half of log_bytes_max for that. NULL: none. */

@@ -95,7 +95,7 @@ void replica_open(struct replica *replica)
         .kv = replica->kv == NULL ? &sim_kv : replica->kv,
         .kv_folder = replica->kv == NULL ? replica->folder : replica->kv_folder,
         .ranges = REPLICA_RANGES,
-        .memory = 64 << 20,
+        .memory = replica->memory == 0 ? 64 << 20 : replica->memory,
         .slot_size = replica->slot_size,
         .log_bytes_max = replica->log_bytes_max,
         .chunk_puts = replica->chunk_puts,

@@ -32,6 +32,7 @@ struct replica {
     lsn_t keep; /* answer of keep_after() */
     uint64_t slot_size, log_bytes_max;
     uint32_t chunk_puts;
+    size_t memory;
     uint32_t replayed;
     bool power_cut; /* an open failed because of it */
     const struct kv_ops *kv; /* sim_kv unless set */

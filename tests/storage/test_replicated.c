@@ -297,6 +297,103 @@ Test(replicated, a_range_is_in_memory_until_it_is_checkpointed)
     replica_destroy(&replica);
 }
 
+/* ---- random histories ---- */
+
+enum { MODEL_KEYS = 60 };
+
+struct model {
+    uint32_t values[REPLICA_RANGES + 1][MODEL_KEYS]; /* 0: absent */
+    uint32_t next;
+};
+
+static void model_check(struct replica *replica, const struct model *model, uint64_t seed)
+{
+    for (uint16_t range = 0; range <= REPLICA_RANGES; range++) {
+        uint64_t count = 0;
+        for (unsigned key = 0; key < MODEL_KEYS; key++) {
+            char text[32];
+            uint32_t value = model->values[range][key];
+            snprintf(text, sizeof text, "%u", value);
+            replica_expect(replica, range, numbered("key", key), value == 0 ? NULL : text);
+            count += value != 0;
+        }
+        cr_assert_eq(replica_count(replica, range), count, "range %u, seed %llu", range,
+            (unsigned long long)seed);
+    }
+}
+
+static void model_write(struct replica *replica, struct model *model, struct prng *prng)
+{
+    uint16_t range = (uint16_t)prng_below(prng, REPLICA_RANGES + 1);
+    unsigned key = (unsigned)prng_below(prng, MODEL_KEYS);
+    uint64_t dice = prng_below(prng, 100);
+    char text[32];
+    if (dice < 3) {
+        memset(model->values[range], 0, sizeof model->values[range]);
+        replica_clear(replica, range, 0);
+    } else if (dice < 20) {
+        model->values[range][key] = 0;
+        replica_put(replica, range, numbered("key", key), NULL);
+    } else if (dice < 25) {
+        replica_nothing(replica, range);
+    } else {
+        model->values[range][key] = ++model->next;
+        snprintf(text, sizeof text, "%u", model->next);
+        replica_put(replica, range, numbered("key", key), text);
+    }
+}
+
+static void model_turn(struct replica *replica, struct model *model, struct prng *prng)
+{
+    uint64_t dice = prng_below(prng, 100);
+    if (dice < 70) {
+        model_write(replica, model, prng);
+    } else if (dice < 82) {
+        (void)step(replica);
+        replica_poll(replica);
+    } else if (dice < 88) {
+        engine_checkpoint(replica->engine, ignore, NULL);
+    } else if (dice < 94) {
+        /* from here on nothing is known to be committed, or everything is */
+        replica_commit(replica, prng_chance(prng, 1, 2) ? 0 : replica->seen);
+    } else if (dice < 96) {
+        engine_tick(replica->engine);
+    } else if (dice < 98) {
+        replica_commit(replica, 0);
+        engine_checkpoint_forget(replica->engine, NULL);
+        replica_crash(replica);
+        replica_open(replica);
+    } else {
+        replica->held = 0;
+        replica_crash(replica);
+        replica_open(replica);
+    }
+}
+
+Test(replicated, random_histories_come_out_right_whatever_is_checkpointed_when)
+{
+    for (uint64_t seed = 1; seed <= 300; seed++) {
+        struct replica replica = {.chunk_puts = 7, .slot_size = 64 << 10, .log_bytes_max = 8 << 20};
+        struct model model = {0};
+        struct prng prng;
+        prng_init(&prng, seed);
+        replica_create(&replica);
+        for (int turn = 0; turn < 400; turn++) {
+            model_turn(&replica, &model, &prng);
+            if (turn % 50 == 49) {
+                replica_commit(&replica, 0);
+                model_check(&replica, &model, seed);
+                replica_check_store(&replica);
+            }
+        }
+        replica.held = 0;
+        replica_crash(&replica);
+        replica_open(&replica);
+        model_check(&replica, &model, seed);
+        replica_destroy(&replica);
+    }
+}
+
 /* ---- snapshots ---- */
 
 struct outcome {
@@ -799,5 +896,33 @@ Test(replicated, a_removed_range_is_gone_and_its_vote_stays)
     cr_assert_eq(replica.ranges[2].meta.vote, 2);
     cr_assert_eq(replica.ranges[2].meta.index, 0);
     cr_assert_eq(replica_count(&replica, 1), 41);
+    replica_destroy(&replica);
+}
+
+/* A log that is larger than the memtables is checkpointed while it is replayed. */
+Test(replicated, a_replay_that_is_cut_short_begins_again_where_it_began)
+{
+    struct replica replica = {.slot_size = 1 << 20, .log_bytes_max = 64 << 20};
+    replica_create(&replica);
+    for (unsigned i = 0; i < 60; i++)
+        replica_put_value(&replica, 1, numbered("big", i), random_bytes(20000, i), 0);
+    uint64_t hash = replica_hash(&replica, 1);
+    lsn_t all = replica.seen;
+    /* entries of another range that nobody knows to be committed */
+    replica.held = all;
+    replica_put(&replica, 2, "undecided", "x");
+    replica_crash(&replica);
+    replica.memory = 400 << 10;
+    for (int round = 0; round < 3; round++) {
+        replica.held = all;
+        replica_open(&replica);
+        cr_assert_eq(replica.report.checkpointed, 0);
+        cr_assert_eq(replica_hash(&replica, 1), hash);
+        replica_crash(&replica);
+    }
+    replica.held = 0;
+    replica_open(&replica);
+    replica_expect(&replica, 2, "undecided", "x");
+    cr_assert_eq(replica_hash(&replica, 1), hash);
     replica_destroy(&replica);
 }
