@@ -129,11 +129,42 @@ def test_wrong_values():
     refused(2, "serve", "--data", "unused", "--scrub=maybe", says="yes or no")
 
 
-def test_members_come_later():
-    refused(1, "leader", "transfer", says="cluster of one")
-    refused(1, "member", "remove", "n1", says="cluster of one")
+def test_changes_of_members_say_what_they_need():
+    refused(2, "leader", "transfer", says="NAME")
+    refused(2, "leader", "transfer", "n1", "--range", "x", says="--range")
     refused(2, "member", "remove", says="NAME")
-    refused(1, "serve", "--data", "unused", "--join", "127.0.0.1:1", says="replication")
+    refused(2, "member", "list", "n1", says="one word too many")
+    refused(1, "member", "remove", "n1", "--node", "127.0.0.1:1", says="no node answers")
+
+
+def test_changes_of_members_are_refused_by_a_node_alone():
+    with Node(args=["--name", "n1"]) as node:
+        for words in (("member", "remove", "n1"), ("member", "remove", "n2"), ("member", "replace", "n2"),
+                      ("leader", "transfer", "n2"), ("leader", "transfer", "n2", "--range", "3")):
+            refused(1, *words, "--node", node.http_address, says="409")
+        listed = run("member", "list", "--node", node.http_address)
+        check(listed.code == 0 and "n1" in listed.out and "alive" in listed.out, listed)
+
+
+def test_joining_says_what_it_needs():
+    folder = os.path.join(temp_folder(), "data")
+    refused(2, "serve", "--data", folder, "--join", "127.0.0.1:1", "--peer", "off", "--listen", "off", "--http", "off", says="--peer")
+    refused(2, "serve", "--data", folder, "--peer", "0.0.0.0:0", "--listen", "off", "--http", "off", says="other nodes")
+    for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET, socket.SOCK_STREAM):
+        if not address[4][0].startswith("127."):
+            refused(2, "serve", "--data", folder, "--peer", address[4][0] + ":0", "--listen", "off", "--http", "off",
+                    says="--cluster-secret-file")
+            break
+    secret = write(os.path.dirname(folder), "secret", "short")
+    os.chmod(secret, 0o600)
+    refused(2, "serve", "--data", folder, "--cluster-secret-file", secret, says="at least 16 bytes")
+    os.chmod(write(os.path.dirname(folder), "secret", "long enough for a secret"), 0o644)
+    refused(2, "serve", "--data", folder, "--cluster-secret-file", secret, says="chmod 600")
+    refused(2, "serve", "--data", folder, "--cluster-secret-file", secret + "x", says="cannot be read")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        result = run("serve", "--data", folder, "--listen", "off", "--http", "off", "--peer", "127.0.0.1:0", "--join",
+                     "127.0.0.1:%d" % nobody.getsockname()[1], "--join-timeout", "1s")
+        check(result.code == 1 and result.out == "" and "within 1 seconds" in result.err, result)
 
 
 # settings
@@ -148,6 +179,7 @@ def test_every_setting_has_flag_variable_and_key():
                "listen": "[::1]:1234", "http": "off", "peer": "127.0.0.1:9", "join": "a:1,b:2", "name": "n1", "zone": "z1",
                "replicas": "5", "ranges": "128", "log-io": "posix", "io": "posix", "connections": "7",
                "idle-timeout": "5m", "slowlog-us": "off", "slowlog-len": "9", "enable-debug-command": "yes",
+               "join-timeout": "5m", "cluster-secret-file": "/somewhere/secret", "deadline-ms": "500", "leases": "yes",
                "scrub": "no", "accept-loss": "77", "allowed-hosts": "a.example,b", "log-level": "debug",
                "log-format": "json", "data": "/somewhere"}
     skipped = {"config", "requirepass", "password-file"}
@@ -295,8 +327,8 @@ def test_newer_format_is_refused():
     path = os.path.join(data, "identity")
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    check("\nformat 1\n" in text, text)
-    write(data, "identity", text.replace("\nformat 1\n", "\nformat 2\n"))
+    check("\nformat 2\n" in text, text)
+    write(data, "identity", text.replace("\nformat 2\n", "\nformat 3\n"))
     check(run("serve", "--data", data, "--listen", "0", "--http", "0").code in (1, 3))
 
 
