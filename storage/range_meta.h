@@ -12,8 +12,6 @@ enum { RANGE_META_CONFIG_MAX = 256, RANGE_META_BYTES_MAX = 96 + RANGE_META_CONFI
 
 enum range_meta_flags {
     RANGE_META_INSTALLING = 1, /* a snapshot was begun and not finished: the data is not usable */
-    /* a snapshot came in, and entries up to settled are not all here: no vote until then */
-    RANGE_META_REFILLING = 4,
     RANGE_META_GENESIS = 2, /* made by a restore: whoever starts on it is the range's only member */
 };
 

@@ -352,11 +352,10 @@ static void on_installed(void *ctx, enum err result)
     group->settled = PLANTED_BUG(58) ? 0 : settled;
     group->quarantined = group->holding = group->damaged = false;
     node->stats.snapshots_received++;
-    group->refilling = group->applied < group->settled;
-    if (!group->refilling) {
-        group->settled = 0;
-        raft_set_faulty(&group->raft, false);
-    }
+    if (group->applied >= group->settled) group->settled = 0;
+    /* It votes at once, although it serves only when all up to settled is applied: everything the snapshot covers beyond
+     * what this replica had acknowledged was committed by a majority without it. */
+    raft_set_faulty(&group->raft, false);
     if (group->id == META_RANGE) {
         if (membership_load(node) != OK) node_fail(node, "the member table cannot be read");
         membership_table_changed(node);
@@ -374,7 +373,7 @@ static void finish_if_whole(struct group *group)
     meta.hard_term = group->raft.term;
     meta.vote = group->raft.vote;
     meta.settled = in->settled;
-    meta.flags = in->settled > meta.index ? RANGE_META_REFILLING : 0;
+    meta.flags = 0;
     install_finish(in->install, &meta);
 }
 

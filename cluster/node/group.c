@@ -344,11 +344,7 @@ void group_apply(struct group *group)
     if (group->applied == before) return;
     pending_applied(&group->pending, group->applied);
     finish_writes(group);
-    if (group->settled != 0 && group->applied >= group->settled) {
-        group->settled = 0;
-        group->refilling = false;
-        raft_set_faulty(&group->raft, false);
-    }
+    if (group->settled != 0 && group->applied >= group->settled) group->settled = 0;
 }
 
 /* ---- leadership ---- */

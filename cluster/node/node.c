@@ -61,7 +61,6 @@ static enum err on_range(void *ctx, uint16_t range, const struct range_meta *met
     group->hash = meta->hash;
     group->settled = meta->settled > meta->index ? meta->settled : 0;
     group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
-    group->refilling = (meta->flags & RANGE_META_REFILLING) != 0 && group->settled != 0;
     return OK;
 }
 
@@ -179,7 +178,6 @@ static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out
         meta_out->config_size =
             (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
     if (group->quarantined || group->incoming != NULL) meta_out->flags = RANGE_META_INSTALLING;
-    if (group->refilling) meta_out->flags |= RANGE_META_REFILLING;
 }
 
 static lsn_t low_water(void *ctx)
@@ -331,9 +329,9 @@ static enum err start_groups(struct node *node)
     for (uint32_t i = 0; i < node->group_slots; i++) {
         struct group *group = node->groups[i];
         if (group == NULL) continue;
-        /* a checkpoint that was cut off leaves data in parts, but the log is whole: it may vote and lead */
-        if (group->quarantined || (group->refilling && group->settled > group->applied))
-            raft_set_faulty(&group->raft, true);
+        /* data that is whole only at settled does not hinder: the log is whole, so it may vote and lead, and it
+         * serves when all up to there is applied */
+        if (group->quarantined) raft_set_faulty(&group->raft, true);
         group_ready(group);
     }
     return OK;

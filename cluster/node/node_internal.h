@@ -88,7 +88,6 @@ struct group {
     uint64_t applied, applied_term;
     uint64_t hash;
     uint64_t settled; /* the data is whole once this is applied */
-    bool refilling; /* and until then this replica has no vote: it may have acknowledged what it lacks */
     lsn_t log_lsn; /* of the newest record of this group */
     struct raft_config applied_config; /* as of applied */
     uint64_t applied_config_index;
