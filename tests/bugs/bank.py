@@ -72,10 +72,17 @@ BUGS = {
     50: ("a removal that loses a majority is accepted", "test_members", unit("cluster", "test_members", "members/a_removal_that_would_lose_a_majority_is_refused")),
     51: ("a live voter is removed before the dead one", "test_reconcile", unit("cluster", "test_reconcile", "reconcile/dead_voters_go_before_live_ones")),
     52: ("placement ignores zones", "test_place", unit("cluster", "test_place", "place/every_range_has_its_replicas_in_as_many_zones_as_there_are")),
+    53: ("a reply whose outcome is not known leaves as if it were", "test_routing", unit("server", "test_routing", "routing/an_outcome_that_is_not_known_is_an_error_in_its_place")),
+    54: ("a forwarded command of unknown outcome is sent again", "test_routing", unit("server", "test_routing", "routing/what_became_of_a_forwarded_command_is_told_and_never_tried_again")),
+    55: ("every connection reads what this node has, however old", "test_routing", unit("server", "test_routing", "routing/only_a_readonly_connection_reads_what_this_node_has")),
     45: ("half a snapshot passes for a whole one", "test_replicated", unit("storage", "test_replicated", "replicated/a_snapshot_that_came_in_part_never_passes_for_whole")),
     46: ("a range's index is written before its data", "test_replicated", unit("storage", "test_replicated", "replicated/a_crash_between_any_two_steps_of_a_checkpoint_loses_nothing")),
     47: ("the log is trimmed although others need its records", "test_replicated", unit("storage", "test_replicated", "replicated/records_that_others_need_stay_in_the_log")),
     48: ("clearing a bucket of one range clears it in all", "test_replicated", unit("storage", "test_replicated", "replicated/a_clear_is_of_one_range")),
+    38: ("frames for an earlier process of the node are taken: what was recorded then can be played again", "test_net_nng", unit("cluster", "test_net_nng", "net_nng/what_was_recorded_cannot_be_played_again")),
+    39: ("a process of an earlier start speaks for its number again", "test_net_gate", unit("cluster", "test_net_gate", "net_gate/a_later_start_replaces_an_earlier_one_for_good")),
+    40: ("a frame that came already is delivered again", "test_net_nng", unit("cluster", "test_net_nng", "net_nng/what_was_recorded_cannot_be_played_again")),
+    41: ("packets that wait are delivered last first", "test_net_nng", unit("cluster", "test_net_nng", "net_nng/frames_arrive_once_and_in_order_on_every_lane")),
 }
 
 
