@@ -13,6 +13,13 @@
 
 #include "base/check.h"
 
+/* This NNG forgets the message it is about to write when the connection breaks (nanomsg/nng issue 1713). */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:libnng\n";
+}
+
 static pthread_mutex_t wake_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake_cond = PTHREAD_COND_INITIALIZER;
 static bool woken;

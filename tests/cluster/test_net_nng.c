@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -424,6 +425,89 @@ Test(net_nng, one_who_does_not_listen_is_told_of_and_heard_again_later)
         run_for(all, 3, 50);
     }
     cr_assert_gt(last_number[NET_DATA], number);
+    end_close(&a);
+    end_close(&b);
+}
+
+/* ---- one lane does not wait for another ---- */
+
+enum { PINGS = 150 };
+
+static uint64_t now_in_us(void)
+{
+    struct clock clock = clock_real();
+    return clock.monotonic_ns(clock.ctx) / 1000;
+}
+
+static uint64_t echoes[NET_LANES];
+
+static void answer_ping(
+    struct end *end, const struct net_peer *from, enum net_lane lane, struct bytes frame)
+{
+    if (frame.size == 8) (void)end->net.send(end->net.ctx, from->node, lane, frame);
+}
+
+static void count_echo(
+    struct end *end, const struct net_peer *from, enum net_lane lane, struct bytes frame)
+{
+    (void)end;
+    (void)from;
+    (void)frame;
+    echoes[lane]++;
+}
+
+static bool add_bulk(void)
+{
+    static uint8_t chunk[256 << 10];
+    return a.net.send(a.net.ctx, 2, NET_BULK, bytes_of(chunk, sizeof chunk)) == OK;
+}
+
+static int by_value(const void *one, const void *other)
+{
+    uint64_t x = *(const uint64_t *)one;
+    uint64_t y = *(const uint64_t *)other;
+    return (x > y) - (x < y);
+}
+
+/* Round trips on `lane` while the bulk lane is kept full; the median and the 95th of a hundred in microseconds. */
+static void ping(enum net_lane lane, bool full, uint64_t *median_out, uint64_t *high_out)
+{
+    static uint64_t took[PINGS];
+    for (int i = 0; i < PINGS; i++) {
+        uint64_t number = echoes[lane] + 1;
+        uint64_t end = now_in_ms() + 5000;
+        while (full && add_bulk()) {
+        }
+        uint64_t start = now_in_us();
+        send_patiently(all, 3, &a, 2, lane, bytes_of(&number, sizeof number));
+        while (!wait_count(&echoes[lane], number, 2)) {
+            cr_assert_lt(now_in_ms(), end);
+            while (full && lane != NET_BULK && add_bulk()) {
+            }
+        }
+        took[i] = now_in_us() - start;
+    }
+    qsort(took, PINGS, sizeof *took, by_value);
+    *median_out = took[PINGS / 2];
+    *high_out = took[PINGS * 95 / 100];
+}
+
+Test(net_nng, votes_do_not_wait_behind_bulk)
+{
+    open_pair(NULL);
+    a.keep = b.keep = false;
+    b.on_frame = answer_ping;
+    a.on_frame = count_echo;
+    uint64_t median, high, bulk_median, bulk_high;
+    ping(NET_CONTROL, false, &median, &high);
+    printf("idle: control %llu us, 95%% %llu us\n", (unsigned long long)median,
+        (unsigned long long)high);
+    ping(NET_CONTROL, true, &median, &high);
+    ping(NET_BULK, true, &bulk_median, &bulk_high);
+    printf("beside bulk: control %llu us, 95%% %llu us; bulk %llu us\n", (unsigned long long)median,
+        (unsigned long long)high, (unsigned long long)bulk_median);
+    cr_assert_lt(median, bulk_median, "control passes the bulk that waits");
+    cr_assert_lt(high, 500000);
     end_close(&a);
     end_close(&b);
 }
