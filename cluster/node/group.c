@@ -609,8 +609,9 @@ void group_on_append(struct node *node, uint16_t from, const struct message *mes
     struct bytes rest =
         bytes_of(message->body.at + WIRE_RAFT_SIZE + 8, message->body.size - WIRE_RAFT_SIZE - 8);
     if (decode_entries(rest, count, &batch) != OK) return;
-    /* no room: as if it had been lost; the leader will ask again */
-    if (count > 0 && engine_admit(node->engine, rest.size) != OK) return;
+    /* No room: only what comes before the entries is looked at. It may let what is here already be committed, and
+     * so make room; the leader sends the entries again. */
+    if (count > 0 && engine_admit(node->engine, rest.size) != OK) count = 0;
     raft_message.from = from;
     raft_message.to = node->config.number;
     struct raft_accept accept;
