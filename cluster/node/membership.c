@@ -101,8 +101,7 @@ void membership_first_peers(struct node *node)
 {
     for (uint32_t i = 0; i < node->config.peer_count; i++) {
         const struct join_peer *peer = &node->config.peers[i];
-        if (peer->number != node->config.number)
-            set_address(node, peer->number, peer->address);
+        if (peer->number != node->config.number) set_address(node, peer->number, peer->address);
     }
 }
 
@@ -491,12 +490,36 @@ static size_t encode_report(struct group *group, uint8_t *at)
     return REPORT_HEAD + (size_t)count * REPORT_REPLICA;
 }
 
+/* A node that was down while members came has a table without them, and could not answer a leader among them. */
+static void tell_address(struct node *node)
+{
+    struct bytes address = bytes_of_text(text_or_empty(node->config.peer));
+    for (uint32_t m = 0; m < node->members.count; m++) {
+        const struct member *member = &node->members.at[m];
+        if (member->state == MEMBER_REMOVED || member->number == node->config.number) continue;
+        wire_send(node, member->number, NET_CONTROL, WIRE_ADDRESS, 0, address, bytes_of(NULL, 0));
+    }
+}
+
+static void on_address(struct node *node, uint16_t from, struct bytes address)
+{
+    char text[MEMBERS_ADDRESS_MAX];
+    const struct peer *peer = peer_of(node, from);
+    if (peer == NULL || peer->addressed || address.size == 0 || address.size >= sizeof text) return;
+    if (memchr(address.at, 0, address.size) != NULL) return;
+    memcpy(text, address.at, address.size);
+    text[address.size] = '\0';
+    set_address(node, from, text);
+}
+
 static void report_ranges(struct node *node)
 {
     uint8_t bytes[REPORT_HEAD + 16 * REPORT_REPLICA];
+    bool leads = false;
     for (uint32_t i = 0; i < node->group_slots; i++) {
         struct group *group = node->groups[i];
         if (group == NULL || group->raft.role != RAFT_LEADER) continue;
+        leads = true;
         size_t size = encode_report(group, bytes);
         for (uint32_t m = 0; m < node->members.count; m++) {
             const struct member *member = &node->members.at[m];
@@ -505,6 +528,7 @@ static void report_ranges(struct node *node)
                 bytes_of(NULL, 0));
         }
     }
+    if (leads) tell_address(node);
 }
 
 /* compares with what this replica had at the same index and tells the leader */
@@ -584,6 +608,9 @@ void membership_on_message(
         break;
     case WIRE_REPORT:
         on_report(node, from->node, message);
+        break;
+    case WIRE_ADDRESS:
+        on_address(node, from->node, message->body);
         break;
     default:
         break;

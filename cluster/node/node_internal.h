@@ -44,6 +44,7 @@ enum wire_type {
     WIRE_SNAPSHOT_ACK,
     WIRE_SNAPSHOT_END,
     WIRE_SNAPSHOT_DONE,
+    WIRE_ADDRESS, /* a leader says where it is: the other's table may be too old to know */
 };
 
 struct ticket_slot {

@@ -239,6 +239,7 @@ static void dispatch(struct node *node, const struct net_peer *from, enum net_la
     case WIRE_JOIN:
     case WIRE_ANNOUNCE:
     case WIRE_REPORT:
+    case WIRE_ADDRESS:
         membership_on_message(node, from, message);
         break;
     case WIRE_JOIN_REPLY:
