@@ -57,6 +57,7 @@ struct bench_options {
     uint64_t log_bytes;
     uint32_t ranges;
     enum log_io log_io;
+    uint32_t wait; /* replicas that must have a SET: WAIT behind it; 0: none */
     bool load;
     bool load_only;
     bool checkpoint;

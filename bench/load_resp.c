@@ -44,6 +44,8 @@ struct slot {
     uint32_t span;
     uint8_t operation;
     bool second; /* the SET of a read-modify-write */
+    bool waits; /* for the reply to WAIT: the SET's own has come */
+    bool failed; /* and was an error */
 };
 
 struct chained {
@@ -483,6 +485,8 @@ static void issue(
         slot->span = request.span;
         slot->operation = (uint8_t)request.operation;
         slot->second = false;
+        slot->waits = false;
+        slot->failed = false;
         if (open_loop) {
             slot->start_ns = schedule_take(&generator->schedule);
             if (worker->recorder->started) {
@@ -545,12 +549,44 @@ static bool check_reply(
     return fine;
 }
 
+static bool followed_by_wait(const struct generator *generator, const struct slot *slot)
+{
+    return generator->options->wait > 0 &&
+        (slot->operation == OPERATION_SET || slot->operation == OPERATION_INSERT || slot->second);
+}
+
+/* The reply to the WAIT behind a SET: how many replicas have it. */
+static bool check_wait(
+    struct generator *generator, const struct slot *slot, const struct reply *reply)
+{
+    ASSERT(reply != NULL);
+    if (slot->failed) return false;
+    if (reply->type == ':' && reply->number >= (int64_t)generator->options->wait) return true;
+    if (reply->type == '-') {
+        count_error_reply(generator->worker->recorder, reply->text);
+    } else {
+        recorder_error(generator->worker->recorder, "too few replicas",
+            "WAIT counted less than was asked for");
+    }
+    return false;
+}
+
 static void finish_oldest(struct generator *generator, struct connection *connection,
     const struct reply *reply, uint64_t now)
 {
     struct slot *slot = &connection->slots[connection->oldest];
     struct recorder *recorder = generator->worker->recorder;
-    bool fine = reply == NULL || check_reply(generator, slot, reply);
+    bool fine;
+    if (slot->waits) {
+        fine = check_wait(generator, slot, reply);
+    } else {
+        fine = reply == NULL || check_reply(generator, slot, reply);
+        if (followed_by_wait(generator, slot)) {
+            slot->waits = true;
+            slot->failed = !fine;
+            return;
+        }
+    }
     if (fine && slot->operation == OPERATION_RMW && !slot->second) {
         connection->chained[connection->chained_count++] =
             (struct chained){.start_ns = slot->start_ns, .key = slot->key};
@@ -573,6 +609,7 @@ static void finish_oldest(struct generator *generator, struct connection *connec
 static size_t match_expected(
     const struct generator *generator, const struct slot *slot, struct bytes input)
 {
+    if (slot->waits) return 0;
     if (slot->operation == OPERATION_GET) {
         size_t size = generator->expected_head + generator->options->value_size + 2;
         if (input.size < size ||
@@ -796,6 +833,11 @@ static bool make_templates(struct generator *generator)
     value_fill(generator->set_template + head, value_size, &content);
     memcpy(generator->set_template + (size_t)head + value_size, "\r\n", 2);
     generator->set_size = (size_t)head + value_size + 2;
+    if (options->wait > 0) {
+        char *behind = (char *)generator->set_template + generator->set_size;
+        generator->set_size += (size_t)snprintf(behind, template_size - generator->set_size,
+            "*3\r\n$4\r\nWAIT\r\n$1\r\n%u\r\n$1\r\n0\r\n", options->wait);
+    }
     generator->get_size = (size_t)snprintf((char *)generator->get_template,
         sizeof generator->get_template, "*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n");
     generator->get_digits = strlen("*2\r\n$3\r\nGET\r\n$16\r\nkey:");
@@ -921,6 +963,7 @@ static bool load_keys(
     loading.rate = 0;
     loading.clients = 16;
     loading.pipeline = 64;
+    loading.wait = 0;
     loading.mix = (struct workload_config){.seed = options->mix.seed};
     loading.mix.parts[OPERATION_INSERT] = 1;
     struct crew crew = {.options = &loading,

@@ -43,6 +43,7 @@ enum option_key {
     OPTION_SCAN,
     OPTION_PASSWORD,
     OPTION_RESP3,
+    OPTION_WAIT,
     OPTION_JSON,
     OPTION_PLOT,
     OPTION_EMIT,
@@ -57,6 +58,8 @@ static const struct argp_option option_list[] = {
         1},
     {"password", OPTION_PASSWORD, "TEXT", 0, "AUTH with it (or set DURAMEN_PASSWORD)", 1},
     {"resp3", OPTION_RESP3, 0, 0, "Open connections with HELLO 3", 1},
+    {"wait", OPTION_WAIT, "N", 0,
+        "Send WAIT N behind every SET; both are one operation (Redis with replicas)", 1},
     {"engine", OPTION_ENGINE, "NAME[,NAME...]", 0,
         "Instead of a server, engines in this process: duramen, lmdb, rocksdb, log, disk. "
         "Several are measured in turn, round by round. NAME:IO chooses the log's back end, as in "
@@ -444,6 +447,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case OPTION_RESP3:
         options->resp3 = true;
         break;
+    case OPTION_WAIT:
+        options->wait = (uint32_t)number_in(state, "wait", text, 1, 9);
+        break;
     case OPTION_JSON:
         options->json = text;
         break;
@@ -539,4 +545,8 @@ void options_describe(const struct bench_options *options, char *at, size_t size
         keys, distributions[options->mix.distribution], value,
         options->random_values ? " random" : "", (unsigned long long)options->mix.seed,
         options->busy > 0 ? ", busy cores" : "");
+    if (options->wait > 0) {
+        size_t used = strlen(at);
+        snprintf(at + used, size - used, ", WAIT %u after each SET", options->wait);
+    }
 }

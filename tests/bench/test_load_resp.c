@@ -28,6 +28,7 @@ struct fake {
     int count;
     _Atomic long sets;
     _Atomic long gets;
+    _Atomic long waits; /* from the 901st on there are no replicas */
     _Atomic long stalls; /* the n-th request is answered after 300 ms */
     const char *set_reply;
     int chunk; /* bytes per send: replies arrive in pieces */
@@ -80,6 +81,9 @@ static void serve_request(struct fake *fake, int fd, const char *request, size_t
         atomic_fetch_add(&fake->gets, 1);
         int length = snprintf(reply, sizeof reply, "$%d\r\n%0*d\r\n", VALUE, VALUE, 7);
         answer(fake, fd, reply, (size_t)length);
+    } else if (memmem(request, size, "\r\nWAIT\r\n", 8) != NULL) {
+        atomic_fetch_add(&fake->waits, 1);
+        answer(fake, fd, fake->waits > 900 ? ":0\r\n" : ":2\r\n", 4);
     } else {
         atomic_fetch_add(&fake->sets, 1);
         answer(fake, fd, fake->set_reply, strlen(fake->set_reply));
@@ -335,4 +339,21 @@ Test(load_resp, errors_of_a_cluster_are_counted_apart)
     json_decref(result);
     fake_stop(&fakes[0]);
     fake_stop(&fakes[1]);
+}
+
+Test(load_resp, a_set_with_its_wait_is_one_operation)
+{
+    struct fake fake = {.chunk = 2};
+    json_t *result;
+    fake_start(&fake);
+    const char *flags[] = {"--workload", "set", "--wait", "2", "--clients", "3", "--pipeline", "4",
+        "--requests", "1000", NULL};
+    cr_assert_eq(run(&fake, flags, &result), 1);
+    cr_assert_eq(fake.sets, 1000);
+    cr_assert_eq(fake.waits, 1000);
+    cr_assert_eq(number(result, NULL, "operations"), 900);
+    json_t *errors = json_object_get(result, "errors");
+    cr_assert_eq(number(errors, "too few replicas", "count"), 100);
+    json_decref(result);
+    fake_stop(&fake);
 }
