@@ -354,8 +354,10 @@ static void on_installed(void *ctx, enum err result)
     node->stats.snapshots_received++;
     if (group->applied >= group->settled) group->settled = 0;
     /* It votes at once, although it serves only when all up to settled is applied: everything the snapshot covers beyond
-     * what this replica had acknowledged was committed by a majority without it. */
-    raft_set_faulty(&group->raft, false);
+     * what this replica had acknowledged was committed by a majority without it. Unless a restart has cost it
+     * its log: then it votes when it has what its leader had. */
+    group->forgetful = group->forgetful && group->settled != 0;
+    raft_set_faulty(&group->raft, group->forgetful);
     if (group->id == META_RANGE) {
         if (membership_load(node) != OK) node_fail(node, "the member table cannot be read");
         membership_table_changed(node);

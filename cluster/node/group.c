@@ -344,7 +344,11 @@ void group_apply(struct group *group)
     if (group->applied == before) return;
     pending_applied(&group->pending, group->applied);
     finish_writes(group);
-    if (group->settled != 0 && group->applied >= group->settled) group->settled = 0;
+    if (group->settled != 0 && group->applied >= group->settled) {
+        group->settled = 0;
+        if (group->forgetful) raft_set_faulty(&group->raft, false);
+        group->forgetful = false;
+    }
 }
 
 /* ---- leadership ---- */

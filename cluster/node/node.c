@@ -60,7 +60,7 @@ static enum err on_range(void *ctx, uint16_t range, const struct range_meta *met
     if (group == NULL) return ERR_NOMEM;
     group->hash = meta->hash;
     group->settled = meta->settled > meta->index ? meta->settled : 0;
-    group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
+    group->quarantined = group->forgetful = (meta->flags & RANGE_META_INSTALLING) != 0;
     return OK;
 }
 
