@@ -59,7 +59,8 @@ static uint16_t leader_of(const struct node *node, uint16_t range)
     bool fresh = report->leader != 0 && age_ns < UINT64_C(3000000000);
     bool newer = group == NULL || report->term > group->raft.term ||
         (group->raft.leader == 0 &&
-            !raft_config_is_voter(&group->raft.config, node->config.number));
+            (group->stale_ns != 0 ||
+                !raft_config_is_voter(&group->raft.config, node->config.number)));
     if (newer) return fresh ? report->leader : 0;
     return group->raft.leader;
 }
