@@ -5,8 +5,8 @@
 
 /* The bytes of a request that another node evaluates, and of its reply. Pure; base only.
  *
- * A body is: u8 version of this format, u8 kind, then what the kind has. Scalars are little-endian, texts a u32 size and
- * the bytes. Bodies come from the network: every read is checked against what is there, and what is read borrows
+ * A body is: u8 version of this format, u8 kind, then what the kind has. Scalars are little-endian, texts a u32 size
+ * and the bytes. Bodies come from the network: every read is checked against what is there, and what is read borrows
  * from the body.
  *
  *   COMMAND  u8 resp, u16 bucket, arguments                     -> RESP
