@@ -66,6 +66,7 @@ struct machine {
     bool tainted; /* its data is damaged or lost: until the cluster is whole again */
     bool silent_damage; /* a stored value of it was damaged some time */
     bool removing, removed; /* as the operator sees it */
+    bool removal_asked; /* some time: an answer that never came may still have been obeyed */
     struct watched watched[GROUPS_MAX];
     const char *seeds[MACHINES_MAX + 1];
 };

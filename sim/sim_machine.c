@@ -234,21 +234,6 @@ void machine_join(struct machine *machine, bool replace)
         cluster, "m%u asks to %s", machine->index, replace ? "replace itself" : "join");
 }
 
-/* what the program keeps in the folder's file `peers` */
-static void note_peers(struct machine *machine)
-{
-    struct node_member members[NODE_MEMBERS_MAX];
-    if (machine->node == NULL) return;
-    uint32_t count = node_members(machine->node, members, NODE_MEMBERS_MAX);
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < count && i < NODE_MEMBERS_MAX && kept < JOIN_PEERS_MAX; i++) {
-        struct join_peer *peer = &machine->peers[kept++];
-        peer->number = members[i].number;
-        snprintf(peer->address, sizeof peer->address, "%s", members[i].peer);
-    }
-    if (kept > 0) machine->peer_count = kept;
-}
-
 static void joined(struct machine *machine)
 {
     struct sim_cluster *cluster = machine->cluster;
@@ -272,7 +257,7 @@ static void joined(struct machine *machine)
         sim_cluster_violation(cluster, "m%u and m%u both are number %u", machine->index,
             other->index, machine->number);
     cluster->result->faults[machine->replacing ? SIM_FAULT_WIPE : SIM_FAULT_JOIN]++;
-    machine->removing = machine->removed = false;
+    machine->removing = machine->removed = machine->removal_asked = false;
     struct engine_report report = {0};
     enum err err = open_node(machine, &report);
     if (err == OK && sim_disk_is_cut(machine->disk)) {
@@ -320,7 +305,6 @@ void machine_crash(struct machine *machine, bool power, uint64_t down_ns)
             sim_disk_kill(machine->disk);
     }
     process_ends(machine, power);
-    note_peers(machine);
     if (machine->node != NULL) node_close(machine->node, false);
     if (power) sim_clock_restart(&machine->clock);
     bool member = machine->state != MACHINE_JOINING;
@@ -344,7 +328,6 @@ static void stop_turn(struct machine *machine)
     if (!node_hand_over(machine->node) && patience) return;
     uint64_t down_ns = machine->restart_ns;
     process_ends(machine, false);
-    note_peers(machine);
     node_close(machine->node, true);
     if (!sim_disk_is_cut(machine->disk)) sim_disk_kill(machine->disk);
     leave_process(machine, MACHINE_DOWN, down_ns);

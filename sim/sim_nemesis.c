@@ -499,7 +499,7 @@ static void membership(struct sim_cluster *cluster)
     struct machine *target = any_machine(cluster, is_running);
     if (via == NULL || target == NULL) return;
     if (remove && !anybody_tainted(cluster) && member_count(cluster) > 3) {
-        target->removing = true;
+        target->removing = target->removal_asked = true;
         admin_start(cluster, via, target, NODE_MEMBER_REMOVE, 0);
     } else if (transfer) {
         uint16_t range = (uint16_t)prng_below(&nemesis->prng, cluster->ranges + 1);
@@ -537,14 +537,14 @@ static bool is_replica(struct sim_cluster *cluster, uint16_t number)
 /* A machine that was removed goes once no group counts on it; one whose removal is uncertain is looked up. */
 static void follow_removal(struct sim_cluster *cluster, struct machine *machine)
 {
-    if (!machine->removing && !machine->removed) return;
+    if (!machine->removal_asked || machine->number == 0) return;
     if (cluster->admin.busy && cluster->admin.target == machine->index) return;
     int member = is_member(cluster, machine->number);
     if (member == 1 && !machine->removed) machine->removing = false;
     if (member != 0 || is_replica(cluster, machine->number)) return;
     sim_cluster_note(cluster, "m%u is removed and goes", machine->index);
     machine_wipe(machine);
-    machine->removing = machine->removed = false;
+    machine->removing = machine->removed = machine->removal_asked = false;
     machine->tainted = false;
 }
 

@@ -417,8 +417,8 @@ static void on_done(struct node_request *request, enum node_outcome outcome, str
 {
     struct caller *caller = request->ctx;
     ASSERT(caller->busy);
-    if (caller->for_good)
-        sim_cluster_note(caller->workload->cluster, "probe of range %u by m%u: outcome %d",
+    if (caller->for_good || (caller->reading_all && outcome != NODE_REPLIED))
+        sim_cluster_note(caller->workload->cluster, "request for range %u at m%u: outcome %d",
             caller->range, caller->machine, (int)outcome);
     sim_cluster_trace(caller->workload->cluster, 400 + caller->number % 100, (uint64_t)outcome);
     switch (outcome) {
