@@ -188,7 +188,8 @@ function showRanges(ranges) {
     else if (last !== undefined && range.applied > last) square.className = 'w2';
     else if (range.applied > 0) square.className = 'w1';
     square.textContent = range.id;
-    square.title = `range ${range.id}: leader ${range.leader}, term ${range.term}, applied ${range.applied}, committed ${range.committed}`;
+    square.title = `range ${range.id}: leader ${range.leader}, term ${range.term}, applied ${range.applied}, committed ${range.committed}, replicas ` +
+      range.replicas.map((replica) => replica.name + (replica.role === 'voter' ? '' : ` (${replica.role})`)).join(' ');
     return square;
   }));
   rangesBefore = now;

@@ -4,8 +4,8 @@
 #include "cluster/node/node.h"
 
 /* A node as the server sees it, in the hands of a test: who leads what, when tickets are done, what becomes of a
- * request. Keys and values are in a short list; what is put is there at once, also for the committed view. Linked instead
- * of cluster/node. */
+ * request. Keys and values are in a short list; what is put is there at once, also for the committed view. Linked
+ * instead of cluster/node. */
 
 enum { FAKE_RANGES = 4, FAKE_KEYS = 4096, FAKE_TICKETS = 4096, FAKE_REQUESTS = 64 };
 
