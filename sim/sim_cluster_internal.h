@@ -83,7 +83,6 @@ struct nemesis {
     uint64_t weather_until_ns[4];
     uint64_t cut_until_ns, slow_until_ns[MACHINES_MAX], full_until_ns[MACHINES_MAX];
     struct scenario scenario;
-    unsigned rot_machine; /* the only one whose store rots: silent damage must not meet itself */
 };
 
 struct admin {

@@ -28,7 +28,7 @@ static void new_disk(struct machine *machine)
     machine->disk = sim_disk_create(&(struct sim_disk_config){
         .seed = prng_next(prng),
         .latency_min_ns = 50000,
-        .latency_max_ns = 50000 + prng_below(prng, 3000000),
+        .latency_max_ns = 50000 + prng_below(prng, 8000000),
         .sector = prng_chance(prng, 1, 2) ? 512 : 4096,
     });
     sim_disk_run_until(machine->disk, machine->cluster->now_ns);

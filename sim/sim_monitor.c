@@ -7,7 +7,8 @@
 
 /* What must hold at every moment, and what must hold once everything is healed. */
 
-enum { CLOSE_BEHIND = 64, SHOWN_KEY = 40 };
+/* the meta group has three voters in clusters of any size, and everybody else as learners */
+enum { CLOSE_BEHIND = 64, SHOWN_KEY = 40, META_VOTERS = 3 };
 
 /* ---- one leader a term ---- */
 
@@ -139,14 +140,14 @@ struct machine *monitor_leader(struct sim_cluster *cluster, uint16_t group, stru
     return leader;
 }
 
-static uint32_t wanted_voters(const struct sim_cluster *cluster)
+static uint32_t wanted_voters(const struct sim_cluster *cluster, uint16_t group)
 {
-    uint32_t members = 0;
+    uint32_t members = 0, wanted = group == 0 ? META_VOTERS : cluster->replicas;
     for (unsigned i = 0; i < cluster->machine_count; i++) {
         const struct machine *machine = &cluster->machines[i];
         members += machine->number != 0 && !machine->removing && !machine->removed;
     }
-    return members < cluster->replicas ? members : cluster->replicas;
+    return members < wanted ? members : wanted;
 }
 
 static bool replica_whole(struct sim_cluster *cluster, uint16_t group,
@@ -193,9 +194,9 @@ static bool group_whole(struct sim_cluster *cluster, uint16_t group, char *why, 
         voters++;
         if (!replica_whole(cluster, group, replica, range.committed, why, why_size)) return false;
     }
-    if (voters < wanted_voters(cluster) || (group != 0 && voters > cluster->replicas)) {
-        snprintf(why, why_size, "range %u has %u voters instead of %u", group, voters,
-            wanted_voters(cluster));
+    uint32_t wanted = wanted_voters(cluster, group);
+    if (voters < wanted || (group != 0 && voters > cluster->replicas)) {
+        snprintf(why, why_size, "range %u has %u voters instead of %u", group, voters, wanted);
         return false;
     }
     return true;

@@ -51,8 +51,8 @@ static const struct scenario scenarios[] = {
             [SIM_FAULT_FULL] = 2000,
             [SIM_FAULT_EIO] = 2500,
             [SIM_FAULT_STORE] = 2500,
-            [SIM_FAULT_ROT_LOG] = 1500,
-            [SIM_FAULT_ROT_STORE] = 800,
+            [SIM_FAULT_ROT_LOG] = 4000,
+            [SIM_FAULT_ROT_STORE] = 4000,
             [SIM_FAULT_WIPE] = 1000,
             [SIM_FAULT_POWER] = 1000,
             [SIM_FAULT_TORN] = 1500}},
@@ -93,12 +93,13 @@ void nemesis_init(struct sim_cluster *cluster)
     }
     /* a swarm: which kinds meet, and how often, is drawn too */
     bool all = strcmp(nemesis->scenario.name, "all") == 0;
+    uint32_t intensity = 1u << prng_below(prng, 3);
     for (int i = 0; i < SIM_FAULTS; i++) {
         bool on = prng_chance(prng, 1, 2);
-        uint32_t rate = (uint32_t)(200 + prng_below(prng, 2500));
+        uint32_t rate = (uint32_t)(200 + prng_below(prng, 1500));
         if (all) nemesis->scenario.rates[i] = on ? rate : 0;
+        nemesis->scenario.rates[i] *= intensity;
     }
-    nemesis->rot_machine = (unsigned)prng_below(prng, cluster->member_count);
     nemesis->weather = (struct sim_net_weather){
         .delay_min_ns = 50000,
         .delay_max_ns = 100000 + prng_below(prng, 4) * 1500000,
@@ -423,7 +424,7 @@ static void damage(struct sim_cluster *cluster)
         if (!flipped) return;
         target->tainted = target->excused = true;
         count(cluster, SIM_FAULT_ROT_LOG, "bits flip in the log of", target->index);
-    } else if (target->index == nemesis->rot_machine || target->silent_damage) {
+    } else {
         uint16_t range;
         struct bytes key;
         if (sim_kv_rot_any(cluster->stores, target->store, prng, &range, &key) != OK) return;
