@@ -382,6 +382,8 @@ static void note_role(struct group *group, bool led)
     if (leads) {
         node->stats.led++;
         node->report_ns = 0; /* everybody should know at once */
+        /* the snapshot it waited for comes no more: it is the one to send them */
+        if (group->incoming == NULL) group->holding = false;
         group->hash_index = 0;
         group->reconcile_ns = 0;
     } else {
