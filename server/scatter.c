@@ -339,8 +339,9 @@ static bool answer_clear(struct server *server, uint16_t bucket, struct node_exe
     enum err err = node_admit(node, RECORD_SIZE);
     if (err == ERR_AGAIN) return false;
     if (err != OK) return fail(execution, dispatch_refusal(err));
+    /* also buckets whose names this node has not heard of yet */
     uint32_t first = bucket == ALL_BUCKETS ? 0 : bucket;
-    uint32_t end = bucket == ALL_BUCKETS ? node_bucket_count(node) : (uint32_t)bucket + 1;
+    uint32_t end = bucket == ALL_BUCKETS ? NODE_BUCKETS_MAX : (uint32_t)bucket + 1;
     bool room = true;
     node_txn_begin(node);
     for (uint32_t id = first; id < end && room; id++) {

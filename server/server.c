@@ -17,8 +17,8 @@
 
 #include "base/check.h"
 #include "base/logger.h"
-#include "server/forward.h"
 #include "cluster/node/join.h"
+#include "server/forward.h"
 #include "server/peer.h"
 #include "server/renew.h"
 #include "server/scatter.h"
@@ -51,6 +51,7 @@ enum {
     ALONE_AFTER_MS = 10,
     STOP_WITHIN_MS = 2000,
     HAND_OVER_WITHIN_MS = 3000,
+    LINGER_MS = 300, /* after the last range was handed over */
     LEAD_WITHIN_MS = 5000, /* a node alone elects itself */
     LISTEN_BACKLOG = 4096,
     COMMAND_BYTES_MAX = 64 << 20,
@@ -167,8 +168,16 @@ static void stop_serving(struct server *server)
 static void hand_over(struct server *server)
 {
     if (server->hand_over_by_ns == 0 || server->stopping) return;
-    if (node_hand_over(server->node) || server->now_ns >= server->hand_over_by_ns)
-        stop_serving(server);
+    bool late = server->now_ns >= server->hand_over_by_ns;
+    if (!node_hand_over(server->node)) {
+        server->handed_over_ns = 0;
+    } else if (server->handed_over_ns == 0) {
+        server->handed_over_ns = server->now_ns;
+    }
+    /* what others have sent here before they heard of the new leaders is still answered: with where to go */
+    uint64_t linger_ns = node_alone(server->node) ? 0 : LINGER_MS * 1000000ull;
+    bool done = server->handed_over_ns != 0 && server->now_ns - server->handed_over_ns >= linger_ns;
+    if (done || late) stop_serving(server);
 }
 
 static void on_wake(void *ctx)

@@ -116,6 +116,7 @@ struct server {
     uint64_t active_session;        /* id of the last one that sent something */
     uint64_t other_active_ns;       /* when the active session last changed */
     uint64_t stop_by_ns;            /* shutdown: sessions are cut off then */
+    uint64_t handed_over_ns;        /* shutdown: since when nothing is led here; 0: something is */
     uint64_t hand_over_by_ns;       /* before that: others lead what this node led; 0: not stopping yet */
     struct ticket_waiter *waiters;
     struct peers *peers;            /* server/peer.c's */

@@ -2,6 +2,8 @@
 """A cluster of three as clients see it: every command through every node, whoever leads its key."""
 
 import json
+import threading
+import time
 
 from cluster import Cluster, RespError, check, eventually, main
 from lib import run
@@ -169,6 +171,71 @@ def test_leaders_move_where_they_are_told_and_commands_follow():
             check(client.cmd("INCR", "n%d" % i) == 1)
         refused = run("leader", "transfer", "nobody", "--node", cluster.nodes[0].http_address)
         check(refused.code == 1 and "409" in refused.err, refused)
+
+
+def test_without_a_majority_everything_says_so_in_time():
+    with Cluster(3) as cluster:
+        left = cluster.nodes[2]
+        client, stale = left.client(), left.client()
+        check(client.cmd("SET", "k", "v") == "OK")
+        check(stale.cmd("READONLY") == "OK")
+        eventually(lambda: stale.cmd("GET", "k") == b"v", 5, "the replica has it")
+        for node in cluster.nodes[:2]:
+            node.kill9()
+
+        def timed(ask):
+            began = time.monotonic()
+            answer = ask()
+            took = time.monotonic() - began
+            check(took < 4, "the deadline is 2 s", took, answer)
+            return answer
+
+        for command in (("SET", "k", "w"), ("GET", "k"), ("MGET", "{a}1", "{a}2"), ("DBSIZE",), ("SCAN", "0"), ("FLUSHALL",),
+                        ("SELECT", "unheard-of"), ("DURAMEN.ONCE", "c", 1, "INCR", "n")):
+            reply = timed(lambda: client.cmd(*command))
+            check(isinstance(reply, RespError) and reply.word in ("UNKNOWN", "CLUSTERDOWN"), command, reply)
+        check(client.pipeline([("MULTI",), ("SET", "k", "w")]) == ["OK", "QUEUED"])
+        reply = timed(lambda: client.cmd("EXEC"))
+        check(isinstance(reply, RespError) and reply.word in ("UNKNOWN", "CLUSTERDOWN"), reply)
+        status, _, body = timed(lambda: left.http("PUT", "/kv/k", b"w"))
+        check((status, json.loads(body)["error"]["code"]) in ((503, "unavailable"), (504, "unknown")), status, body)
+        check(timed(lambda: left.http("GET", "/kv/k"))[0] == 503)
+        check(timed(lambda: left.http("GET", "/kv"))[0] == 503)
+        check(timed(lambda: left.http("GET", "/status"))[0] == 200)
+        check(left.http("GET", "/health/live")[0] == 200)
+        eventually(lambda: left.http("GET", "/health/ready")[0] == 503, 10, "it says that it does not serve")
+        check(stale.cmd("GET", "k") == b"v" and stale.cmd("PING") == "PONG")
+        check(left.http("GET", "/kv/k?consistency=local")[2] == b"v")
+        for node in cluster.nodes[:2]:
+            node.start()
+        eventually(lambda: client.cmd("SET", "k", "x") == "OK", 20, "it serves again")
+        check(cluster.nodes[0].client().cmd("GET", "k") == b"x")
+
+
+def test_a_planned_stop_fails_no_request_at_other_nodes():
+    with Cluster(3) as cluster:
+        first = cluster.nodes[0]
+        check(run("leader", "transfer", first.name, "--node", first.http_address).code == 0)
+        errors, stop = [], threading.Event()
+
+        def work(node, index):
+            client, count = node.client(), 0
+            while not stop.is_set():
+                count += 1
+                reply = client.cmd("SET", "k%d:%d" % (index, count % 100), count)
+                if reply != "OK":
+                    errors.append((node.name, reply))
+
+        threads = [threading.Thread(target=work, args=(cluster.nodes[1 + index % 2], index)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        code = first.term()
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        check(code == 0 and errors == [], code, errors[:5])
 
 
 main()
