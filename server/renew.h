@@ -4,8 +4,8 @@
 #include "server/server.h"
 #include "storage/folder.h"
 
-/* A member whose data is damaged comes back by itself: its peers have everything. It must not go on under its number, since
- * it may have promised what it no longer knows; so it asks the cluster for a new number under its old name, sets
+/* A member whose data is damaged comes back by itself: its peers have everything. It must not go on under its number,
+ * since it may have promised what it no longer knows; so it asks the cluster for a new number under its old name, sets
  * the damaged files aside and starts empty (docs/decisions, self-replacement).
  *
  * For that it must find the others when its own copy of the member table cannot be read: a small text file
@@ -17,8 +17,8 @@ void renew_note_peers(struct server *server, const struct folder *folder);
 uint32_t renew_known_peers(const struct folder *folder, struct join_peer *out, uint32_t max);
 /* A repair of this very member was begun and cut off: what is in the folder must not be used. */
 bool renew_unfinished(const struct folder *folder);
-/* The folder cannot be opened (`why`). True: it is an empty folder of a new member now; start again. False: the caller tells the
- * operator; nothing was changed. */
+/* The folder cannot be opened (`why`). True: it is an empty folder of a new member now; start again. False: the caller
+ * tells the operator; nothing was changed. */
 bool renew_folder(struct server *server, struct folder *folder, const char *why);
 
 #endif

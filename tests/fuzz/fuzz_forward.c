@@ -1,5 +1,6 @@
-/* Bodies and replies between nodes, and the records of exactly-once clients: whatever the bytes are, reading stays within
- * them, takes memory in proportion to them, and what was read can be written and read again. The first byte chooses. */
+/* Bodies and replies between nodes, and the records of exactly-once clients: whatever the bytes are, reading stays
+ * within them, takes memory in proportion to them, and what was read can be written and read again. The first byte
+ * chooses. */
 
 #include <stdint.h>
 #include <stdlib.h>
