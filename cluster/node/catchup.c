@@ -349,7 +349,8 @@ static void on_installed(void *ctx, enum err result)
     group->applied_config_index = meta.config_index;
     group->hash = meta.hash;
     memset(group->hashes, 0, sizeof group->hashes);
-    group->settled = PLANTED_BUG(58) ? 0 : settled;
+    if (!group->forgetful || settled > group->settled) group->settled = settled;
+    if (PLANTED_BUG(58)) group->settled = 0;
     group->quarantined = group->holding = group->damaged = false;
     node->stats.snapshots_received++;
     if (group->applied >= group->settled) group->settled = 0;
@@ -358,6 +359,7 @@ static void on_installed(void *ctx, enum err result)
      * its log: then it votes when it has what its leader had. */
     group->forgetful = group->forgetful && group->settled != 0;
     raft_set_faulty(&group->raft, group->forgetful);
+    raft_set_passive(&group->raft, false);
     if (group->id == META_RANGE) {
         if (membership_load(node) != OK) node_fail(node, "the member table cannot be read");
         membership_table_changed(node);
@@ -376,6 +378,10 @@ static void finish_if_whole(struct group *group)
     meta.vote = group->raft.vote;
     meta.settled = in->settled;
     meta.flags = 0;
+    if (group->forgetful) {
+        meta.flags = RANGE_META_FORGETFUL;
+        if (group->settled > meta.settled) meta.settled = group->settled;
+    }
     install_finish(in->install, &meta);
 }
 
@@ -465,7 +471,7 @@ static void on_begin(struct node *node, uint16_t from, const struct message *mes
         send_ack(node, from, group->id, id, 0, err == ERR_AGAIN ? ACK_BUSY : ACK_FAILED);
         return;
     }
-    raft_set_faulty(&group->raft, true);
+    raft_set_passive(&group->raft, true);
     send_ack(node, from, group->id, id, 0, ACK_GOING);
 }
 
@@ -522,8 +528,7 @@ void catchup_refetch(struct group *group)
     group->quarantined = true;
     group->damaged = false;
     group->node->stats.repairs++;
-    raft_set_faulty(&group->raft, true);
-    if (group->raft.role == RAFT_LEADER) raft_step_down(&group->raft);
+    raft_set_passive(&group->raft, true);
     group_ready(group);
 }
 
@@ -843,8 +848,12 @@ void catchup_drop_data(struct group *group)
         want_checkpoint(node);
         return;
     }
+    /* Without its log it would vote for one that a majority has left behind: so it votes no more
+     * until, as a replica anew, it has applied what it had. */
+    uint64_t had = group->raft.last > group->settled ? group->raft.last : group->settled;
     struct range_meta votes = meta_of_votes(group);
-    votes.flags = 0;
+    votes.flags = RANGE_META_FORGETFUL;
+    votes.settled = had;
     if (engine_range_remove(node->engine, group->id, &votes) != OK) return;
     log_info("this node holds the range no more", "range=%u", group->id);
     struct raft_restore restore = {.term = group->raft.term, .vote = group->raft.vote, .first = 1};
@@ -855,7 +864,11 @@ void catchup_drop_data(struct group *group)
     group_free(group);
     group = group_create(node, id, &restore);
     if (group == NULL) node_fail(node, "no memory for a range");
-    if (group != NULL) group->dirty = dirty;
+    if (group == NULL) return;
+    group->dirty = dirty;
+    group->settled = had;
+    group->forgetful = !PLANTED_BUG(65);
+    raft_set_faulty(&group->raft, group->forgetful);
 }
 
 /* ---- turns ---- */

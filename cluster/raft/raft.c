@@ -237,7 +237,8 @@ static void pre_campaign(struct raft *raft)
 
 static bool may_campaign(struct raft *raft)
 {
-    return !raft->faulty && !raft->diverged && raft_config_is_voter(&raft->config, raft->self) &&
+    return !raft->faulty && !raft->passive && !raft->diverged &&
+        raft_config_is_voter(&raft->config, raft->self) &&
         raft_log_has_room(raft, raft->last + 1, raft->term + 1);
 }
 
@@ -722,6 +723,12 @@ void raft_set_faulty(struct raft *raft, bool faulty)
 {
     raft->faulty = faulty;
     if (faulty && raft->role != RAFT_FOLLOWER) raft_become_follower(raft, raft->term, 0);
+}
+
+void raft_set_passive(struct raft *raft, bool passive)
+{
+    raft->passive = passive;
+    if (passive && raft->role != RAFT_FOLLOWER) raft_become_follower(raft, raft->term, 0);
 }
 
 bool raft_serving(const struct raft *raft)

@@ -153,7 +153,8 @@ struct raft {
     uint8_t role;
     raft_node leader; /* 0: unknown */
     bool diverged; /* a leader contradicted a committed entry: the host must stop this replica */
-    bool faulty; /* refilled: neither votes nor campaigns (raft_set_faulty) */
+    bool faulty; /* its log may lack what it acknowledged: neither votes nor campaigns (raft_set_faulty) */
+    bool passive; /* its log is whole, its data is not: votes, but does not campaign (raft_set_passive) */
     uint64_t now_ms;
     uint64_t heard_ms;     /* follower: from the leader */
     uint64_t election_at_ms;
@@ -285,6 +286,8 @@ bool raft_transfer(struct raft *raft, raft_node to);
 void raft_step_down(struct raft *raft);
 /* While on, neither votes nor campaigns: the data behind the log is damaged or being refilled. */
 void raft_set_faulty(struct raft *raft, bool faulty);
+/* While on, does not campaign: the data behind the log is damaged or being replaced, so as a leader it could serve nobody. */
+void raft_set_passive(struct raft *raft, bool passive);
 
 /* Term of an index in first - 1 .. last, else 0. */
 uint64_t raft_term_at(const struct raft *raft, uint64_t index);
