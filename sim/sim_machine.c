@@ -173,7 +173,7 @@ static void start_failed(struct machine *machine, enum err err, const char *deta
     process_ends(machine, false);
     bool cut = sim_disk_is_cut(machine->disk);
     if (!cut) sim_disk_kill(machine->disk);
-    if (err == ERR_CORRUPT && machine->tainted) {
+    if (err == ERR_CORRUPT && (machine->tainted || machine->silent_damage)) {
         cluster->result->seen[SIM_SEEN_DAMAGED_STARTS]++;
         leave_process(machine, MACHINE_DAMAGED, UINT64_MAX);
         return;
