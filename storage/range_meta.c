@@ -5,7 +5,7 @@
 /* u16 format | u16 flags | u16 vote | u16 config_size | u64 index | u64 term | u64 hash | u64 settled |
  * u64 hard_term | u64 config_index | config. A checksum is the meta database's business. */
 
-enum { FORMAT = 2, FRONT = 56, FLAGS_KNOWN = RANGE_META_INSTALLING | RANGE_META_GENESIS };
+enum { FORMAT = 2, FRONT = 56, FLAGS_KNOWN = RANGE_META_INSTALLING | RANGE_META_GENESIS | RANGE_META_FORGETFUL };
 _Static_assert(FRONT + RANGE_META_CONFIG_MAX <= RANGE_META_BYTES_MAX, "an encoded range_meta fits");
 
 size_t range_meta_encode(uint8_t *at, const struct range_meta *meta)

@@ -12,6 +12,8 @@ enum { RANGE_META_CONFIG_MAX = 256, RANGE_META_BYTES_MAX = 96 + RANGE_META_CONFI
 
 enum range_meta_flags {
     RANGE_META_INSTALLING = 1, /* a snapshot was begun and not finished: the data is not usable */
+    RANGE_META_FORGETFUL = 4, /* what the replica had acknowledged is not all in its log: it must not vote until
+                                 everything up to settled is applied */
     RANGE_META_GENESIS = 2, /* made by a restore: whoever starts on it is the range's only member */
 };
 

@@ -481,7 +481,7 @@ static size_t encode_report(struct group *group, uint8_t *at)
     store_u64(at + 40, hash->hash);
     store_u64(at + 48, count);
     store_u64(at + 56, group->raft.first);
-    store_u64(at + 64, 0);
+    store_u64(at + 64, group->raft.config_index <= group->raft.commit ? 1 : 0);
     for (uint32_t i = 0; i < count; i++) {
         uint8_t *replica = at + REPORT_HEAD + (size_t)i * REPORT_REPLICA;
         store_u64(replica, replicas[i].number | (uint64_t)replicas[i].voter << 16);
@@ -586,6 +586,8 @@ static void on_report(struct node *node, uint16_t from, const struct message *me
         group->stale_ns = 0;
         if (term == group->raft.term)
             compare_hash(node, from, group, load_u64(at + 32), load_u64(at + 40));
+    } else if (load_u64(at + 64) == 0) {
+        group->stale_ns = 0; /* a change that is not committed may still be undone */
     } else if (group->stale_ns == 0 && report->config_index >= group->raft.config_index) {
         group->stale_ns = node->now_ns;
     }

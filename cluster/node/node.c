@@ -60,7 +60,9 @@ static enum err on_range(void *ctx, uint16_t range, const struct range_meta *met
     if (group == NULL) return ERR_NOMEM;
     group->hash = meta->hash;
     group->settled = meta->settled > meta->index ? meta->settled : 0;
-    group->quarantined = group->forgetful = (meta->flags & RANGE_META_INSTALLING) != 0;
+    group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
+    bool behind = (meta->flags & RANGE_META_FORGETFUL) != 0 && group->settled != 0;
+    group->forgetful = group->quarantined || behind;
     return OK;
 }
 
@@ -178,6 +180,7 @@ static void range_meta_of(void *ctx, uint16_t range, struct range_meta *meta_out
         meta_out->config_size =
             (uint16_t)raft_config_encode(meta_out->config, &group->applied_config);
     if (group->quarantined || group->incoming != NULL) meta_out->flags = RANGE_META_INSTALLING;
+    if (group->forgetful) meta_out->flags |= RANGE_META_FORGETFUL;
 }
 
 static lsn_t low_water(void *ctx)
@@ -331,7 +334,7 @@ static enum err start_groups(struct node *node)
         if (group == NULL) continue;
         /* data that is whole only at settled does not hinder: the log is whole, so it may vote and lead, and it
          * serves when all up to there is applied */
-        if (group->quarantined) raft_set_faulty(&group->raft, true);
+        if (group->quarantined || group->forgetful) raft_set_faulty(&group->raft, true);
         group_ready(group);
     }
     return OK;
