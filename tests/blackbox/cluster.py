@@ -398,6 +398,14 @@ class Cluster:
         counts = self.leaders(self.nodes.index(self.running()[0]))
         return max(self.running(), key=lambda node: counts.get(node.name, 0))
 
+    def wait_writable(self, node, seconds=10.0):
+        """Waits until every range takes writes through `node` (into bucket 9, out of the way)."""
+        for part in range(1, self.ranges + 1):
+            client = node.client()
+            client.must("SELECT", 9)
+            eventually(lambda: client.cmd("SET", key_of_range(part, self.ranges), "1") == "OK", seconds, "writes to every range")
+            client.close()
+
     # ---- cutting links ----
 
     def cut(self, source, target):
