@@ -15,6 +15,7 @@ program, scp copies, apt-get and chown do nothing.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -215,4 +216,8 @@ def test_every_command_of_the_page_does_what_it_says():
         story.end()
 
 
+for needed in ("bash", "jq", "redis-cli"):
+    if shutil.which(needed) is None:
+        print("no %s" % needed)
+        sys.exit(77)
 main()
