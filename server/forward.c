@@ -316,6 +316,14 @@ void forward_exec(struct call *call)
     start(call, forwarded);
 }
 
+size_t forward_bytes(const struct session *session)
+{
+    const struct forwarded *forwarded = session->forwarded;
+    if (forwarded == NULL) return 0;
+    size_t sent = forwarded->active ? forwarded->request.body.capacity : 0;
+    return sizeof *forwarded + forwarded->body.capacity + sent;
+}
+
 void forward_cancel(struct session *session)
 {
     struct forwarded *forwarded = session->forwarded;

@@ -16,6 +16,8 @@
 void forward_command(struct call *call);
 void forward_exec(struct call *call);
 void forward_watch(struct call *call);
+/* Memory of what the session has others do. */
+size_t forward_bytes(const struct session *session);
 /* The session closes: nobody waits for the reply any more. Frees what it had. */
 void forward_cancel(struct session *session);
 

@@ -71,6 +71,8 @@ bool scatter_execute(struct server *server, enum forward_kind kind, struct forwa
 void scatter_command(struct call *call);
 /* SELECT of a name that is not known here; blocks as well. */
 void scatter_select(struct call *call, struct bytes name);
+/* Memory of such a command that is under way. */
+size_t scatter_command_bytes(const struct session *session);
 /* The session closes. */
 void scatter_command_cancel(struct session *session);
 

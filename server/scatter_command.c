@@ -69,6 +69,12 @@ static struct scatter_command *command_new(struct call *call)
     return command;
 }
 
+size_t scatter_command_bytes(const struct session *session)
+{
+    const struct scatter_command *command = session->scatter;
+    return command == NULL ? 0 : sizeof *command + command->found.capacity;
+}
+
 void scatter_command_cancel(struct session *session)
 {
     struct scatter_command *command = session->scatter;

@@ -82,7 +82,8 @@ static void account(struct session *session)
     uint64_t bytes = sizeof *session + session->in.capacity + session->out.capacity +
         session->sending.capacity + session->parser.scratch.capacity +
         session->parser.capacity * sizeof(struct bytes) +
-        session->held_capacity * sizeof(struct held) + session->queue_bytes;
+        session->held_capacity * sizeof(struct held) + session->queue_bytes +
+        forward_bytes(session) + scatter_command_bytes(session);
     session->server->client_bytes += bytes - session->counted_bytes;
     session->counted_bytes = bytes;
 }
@@ -646,6 +647,7 @@ static void shrink(struct session *session)
     }
     if (session->out.size == session->out.head) buffer_deinit(&session->out);
     if (!loop_sending(&session->stream)) buffer_deinit(&session->sending);
+    if ((session->flags & SESSION_BLOCKED) == 0) forward_cancel(session); /* nothing is under way */
     if (session->held_count == 0) {
         free(session->held);
         session->held = NULL;
