@@ -499,12 +499,25 @@ static ssize_t read_stream(void *ctx, uint64_t position, char *at, size_t capaci
     }
 }
 
+/* A backup is of one moment of one node, so the node must hold every range. */
+static bool holds_all(const struct node *node)
+{
+    for (uint32_t range = 1; range <= node_ranges(node); range++) {
+        if (!node_alone(node) && !node_has(node, (uint16_t)range)) return false;
+    }
+    return true;
+}
+
 static enum MHD_Result start_backup(struct request *request)
 {
     struct http *http = request->http;
     struct node *node = http->server->node;
     if (request->target.query.size > 0)
         return request_answer_error(request, 400, "bad_query", "a backup takes no parameters");
+    if (!holds_all(node))
+        return request_answer_error(request, 409, "not_whole",
+            "this node does not hold every range, so its backup would not be whole; with more "
+            "nodes than replicas, raise the replicas or take the backup of a node that has all");
     if (http->stream_count >= BACKUPS_MAX) {
         request->outcome =
             outcome_of(503, "busy", "two backups are running already; try again later");

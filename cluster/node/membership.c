@@ -17,6 +17,7 @@ enum {
     HURRY_MS = 3000,
     TRANSFER_EVERY_MS = 60000,
     STALE_MS = 10000,
+    ALONE_MS = 5000,
     REPORT_HEAD = 72,
     REPORT_REPLICA = 16,
     ANSWER_SLOTS = 64,
@@ -232,9 +233,27 @@ static bool announced(const struct node *node)
         strcmp(self->http, text_or_empty(node->config.http)) == 0;
 }
 
+/* to a node that the transport does not know by number: it has none yet, or none any more */
+static void send_to_address(struct node *node, const char *address, const struct buffer *frame)
+{
+    const struct net *net = &node->config.io->net;
+    uint16_t slot = (uint16_t)(ANSWER_NUMBER + node->joiner_slot++ % ANSWER_SLOTS);
+    if (frame->size > 0 && net->set_peer(net->ctx, slot, address) == OK)
+        (void)net->send(net->ctx, slot, NET_CONTROL, buffer_view(frame));
+}
+
+/* no leader of the meta group for a while: perhaps the others go on without this node and cannot tell it */
+static bool left_alone(const struct node *node)
+{
+    const struct group *meta = node->groups[META_RANGE];
+    if (meta == NULL || meta->raft.role == RAFT_LEADER) return false;
+    return meta->raft.now_ms - meta->raft.heard_ms > ALONE_MS;
+}
+
 static void announce(struct node *node)
 {
-    if (announced(node) || node->now_ns < node->announce_ns) return;
+    if (announced(node) && !left_alone(node)) return;
+    if (node->now_ns < node->announce_ns) return;
     bool founding = node->members.count == 0 && node->config.number == 1;
     if (founding && !node_serves(node, META_RANGE)) return;
     node->announce_ns = node->now_ns + (uint64_t)ANNOUNCE_MS * 1000000;
@@ -284,32 +303,52 @@ static struct members_identity identity_of(const struct join_question *question)
     return identity;
 }
 
+/* Tells a process that it must not go on. */
+static void refuse_restart(struct node *node, uint16_t number, const char *address, const char *why)
+{
+    log_warn("a node is refused", "number=%u why=\"%s\"", number, why);
+    struct buffer frame = {0};
+    struct bytes text = bytes_of_text(why);
+    uint8_t *at = message_add(&frame, WIRE_ANNOUNCE, number, text.size);
+    if (at != NULL) {
+        memcpy(at, text.at, text.size);
+        store_u16(at - MESSAGE_HEADER_SIZE + 2, 1);
+        send_to_address(node, address, &frame);
+    }
+    buffer_deinit(&frame);
+}
+
 static void on_announce(struct node *node, uint16_t from, const struct message *message)
 {
     struct join_question question;
     if (message->flags == 1) {
         /* the answer: this process must not go on */
         if (message->group != node->config.number) return;
-        log_error("the cluster refuses this node", "why=%.*s", (int)message->body.size,
+        log_error("the cluster refuses this node", "why=\"%.*s\"", (int)message->body.size,
             (const char *)message->body.at);
         node->refused = true;
         return;
     }
-    if (!node_serves(node, META_RANGE)) return;
     if (join_question_decode(message->body, &question) != OK || message->group != from) return;
+    const struct member *member = members_by_number(&node->members, from);
+    /* that a member is gone stays true: everybody who knows may say it */
+    bool gone = member != NULL && (member->state == MEMBER_REMOVED || member->successor != 0);
+    if (gone) {
+        refuse_restart(node, from, question.peer,
+            member->successor != 0 ? "another node has taken its place"
+                                   : "it was removed from the cluster; start with an empty folder "
+                                     "and --join to come back");
+        return;
+    }
+    if (!node_serves(node, META_RANGE)) return;
     struct members_identity identity = identity_of(&question);
     struct members_decision decision;
     members_decide_restart(&node->members, from, &identity, &decision);
     if (decision.accepted) {
         (void)propose(node, &decision);
-        return;
+    } else {
+        refuse_restart(node, from, question.peer, decision.detail);
     }
-    log_warn("a restarted node is refused", "number=%u why=\"%s\"", from, decision.detail);
-    struct bytes why = bytes_of_text(decision.detail);
-    uint8_t *at = wire_add(node, from, NET_CONTROL, WIRE_ANNOUNCE, from, why.size);
-    if (at == NULL) return;
-    memcpy(at, why.at, why.size);
-    store_u16(at - MESSAGE_HEADER_SIZE + 2, 1);
 }
 
 /* ---- joining ---- */
@@ -338,12 +377,9 @@ static void answer_join(
     size_t size = join_answer_encode(bytes, !decision->accepted, &result);
     struct buffer frame = {0};
     uint8_t *at = message_add(&frame, WIRE_JOIN_REPLY, 0, size);
-    const struct net *net = &node->config.io->net;
     if (at != NULL) {
         memcpy(at, bytes, size);
-        uint16_t slot = (uint16_t)(ANSWER_NUMBER + node->joiner_slot++ % ANSWER_SLOTS);
-        if (net->set_peer(net->ctx, slot, address) == OK)
-            (void)net->send(net->ctx, slot, NET_CONTROL, buffer_view(&frame));
+        send_to_address(node, address, &frame);
     }
     buffer_deinit(&frame);
 }
@@ -906,7 +942,8 @@ void node_range_status(const struct node *node, uint16_t range, struct node_rang
         out->replica_count = report->count;
         memcpy(out->replicas, report->replicas, sizeof out->replicas);
     }
-    if (group != NULL && group->raft.last > 0) {
+    bool left_out = group != NULL && group->raft.leader == 0 && group->stale_ns != 0;
+    if (group != NULL && group->raft.last > 0 && !left_out) {
         out->term = group->raft.term;
         out->leader = group->raft.leader;
         out->applied = group->applied;
