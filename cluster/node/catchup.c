@@ -464,6 +464,13 @@ static void on_begin(struct node *node, uint16_t from, const struct message *mes
     group->incoming = in;
     node->incoming_count++;
     struct range_meta votes = meta_of_votes(group);
+    /* A crash in the middle costs this replica its log. What is beyond all it ever had is committed by a majority
+     * without it, so then nothing is forgotten that matters. */
+    uint64_t had = group->raft.last > group->settled ? group->raft.last : group->settled;
+    if (group->forgetful || in->meta.index <= had) {
+        votes.flags |= RANGE_META_FORGETFUL;
+        votes.settled = had;
+    }
     enum err err =
         install_begin(node->engine, group->id, &votes, on_installed, group, &in->install);
     if (err != OK) {

@@ -473,7 +473,7 @@ void group_ready(struct group *group)
         node_fail(node, "a leader contradicts what is committed here");
         return;
     }
-    if (raft->hard_changed) log_hard(group);
+    if (raft->hard_changed && !PLANTED_BUG(59)) log_hard(group);
     note_role(group, led);
     group->leading_term = raft->term;
     uint64_t noop = raft->noop_index;

@@ -61,8 +61,7 @@ static enum err on_range(void *ctx, uint16_t range, const struct range_meta *met
     group->hash = meta->hash;
     group->settled = meta->settled > meta->index ? meta->settled : 0;
     group->quarantined = (meta->flags & RANGE_META_INSTALLING) != 0;
-    bool behind = (meta->flags & RANGE_META_FORGETFUL) != 0 && group->settled != 0;
-    group->forgetful = group->quarantined || behind;
+    group->forgetful = (meta->flags & RANGE_META_FORGETFUL) != 0 && group->settled != 0;
     return OK;
 }
 
@@ -99,7 +98,7 @@ static enum err replay_entry(
 /* applies what the records themselves say is committed */
 static enum err replay_commits(struct group *group)
 {
-    while (group->applied < group->raft.commit) {
+    while (group->applied < (PLANTED_BUG(57) ? group->raft.last : group->raft.commit)) {
         const struct entry *entry = entries_get(&group->entries, group->applied + 1);
         if (entry == NULL) break;
         TRY(group_apply_one(
@@ -334,7 +333,12 @@ static enum err start_groups(struct node *node)
         if (group == NULL) continue;
         /* data that is whole only at settled does not hinder: the log is whole, so it may vote and lead, and it
          * serves when all up to there is applied */
-        if (group->quarantined || group->forgetful) raft_set_faulty(&group->raft, true);
+        if (!group->quarantined && group->applied >= group->settled) {
+            group->settled = 0;
+            group->forgetful = false;
+        }
+        if (group->forgetful) raft_set_faulty(&group->raft, true);
+        if (group->quarantined) raft_set_passive(&group->raft, true);
         group_ready(group);
     }
     return OK;

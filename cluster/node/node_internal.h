@@ -82,7 +82,7 @@ struct group {
     bool holding; /* nothing is applied: a snapshot is about to be installed */
     bool damaged; /* its data is to be fetched anew */
     bool repair_asked;
-    bool forgetful; /* started with a half-installed snapshot: what it had acknowledged is not in its log */
+    bool forgetful; /* what it had acknowledged is not all in its log: no vote before settled is applied */
     uint64_t holding_ns;
     struct raft raft;
     struct entries entries;

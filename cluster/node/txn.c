@@ -303,7 +303,7 @@ ticket_t node_pending_ticket(struct node *node)
 
 struct expiring {
     struct node *node;
-    size_t count;
+    size_t count, most;
     struct {
         uint16_t range, bucket, size;
         uint8_t key[KEY_SIZE_MAX];
@@ -315,7 +315,7 @@ static void note_expired(void *ctx, uint16_t range, struct bytes stored)
     struct expiring *expiring = ctx;
     const struct group *group = group_of(expiring->node, range);
     if (group == NULL || !group_serves(group)) return;
-    if (expiring->count == sizeof expiring->at / sizeof expiring->at[0]) return;
+    if (expiring->count == expiring->most) return;
     struct bytes key = bytes_of(stored.at + 2, stored.size - 2);
     size_t i = expiring->count++;
     expiring->at[i].range = range;
@@ -333,9 +333,12 @@ void txn_remove_expired(struct node *node)
 {
     static _Thread_local struct expiring expiring;
     size_t each = effect_size(KEY_SIZE_MAX, 0);
-    for (int round = 0; round < EXPIRED_PER_TICK / 256; round++) {
-        if (256 * each > wal_record_size_max(engine_wal(node->engine))) return;
-        if (node_admit(node, 256 * each) != OK) return;
+    size_t most = wal_record_size_max(engine_wal(node->engine)) / 2 / each;
+    if (most > 256) most = 256;
+    if (most == 0) return;
+    expiring.most = most;
+    for (size_t round = 0; round < EXPIRED_PER_TICK / most; round++) {
+        if (node_admit(node, most * each) != OK) return;
         expiring.node = node;
         expiring.count = 0;
         engine_expired(node->engine, node->now_ms, EXPIRED_PER_TICK, note_expired, &expiring);
@@ -353,6 +356,6 @@ void txn_remove_expired(struct node *node)
             node_txn_commit(node);
         }
         node->expired += removed;
-        if (removed == 0 || expiring.count < 256) return;
+        if (removed == 0 || expiring.count < most) return;
     }
 }
