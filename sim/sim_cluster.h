@@ -4,19 +4,23 @@
 #include "sim/sim.h"
 #include "sim/sim_net.h"
 
-/* The deterministic simulator of a cluster: several shipped nodes, each with its own clocks, disk and bottom store, over
- * one simulated network. One seed decides everything; the same seed gives the same trace hash.
+/* The deterministic simulator of a cluster: several shipped nodes, each with its own clocks, disk
+ * and bottom store, over one simulated network. One seed decides everything; the same seed gives
+ * the same trace hash.
  *
- * A run has three parts. Set-up: one machine starts a cluster, the others join. Chaos: clients work on any node while
- * faults of the scenario begin and end. Then everything is healed, and the run demands: every range has a leader
- * and takes a write within SIM_HEALED_MS, every replica catches up, all replicas have the same content, and the
- * clients' histories, the last reads included, are linearizable.
+ * A run has three parts. Set-up: one machine starts a cluster, the others join. Chaos: clients work
+ * on any node while faults of the scenario begin and end. Then everything is healed, and the run
+ * demands: every range has a leader and takes a write within SIM_HEALED_MS, every replica catches
+ * up, all replicas have the same content, and the clients' histories, the last reads included, are
+ * linearizable.
  *
- * Checked all the time: no term of a range has two leaders; a node's commit and applied index do not go back while it
- * runs; damage is reported and never answered; a node stops itself only for a reason that was injected.
+ * Checked all the time: no term of a range has two leaders; a node's commit and applied index do
+ * not go back while it runs; damage is reported and never answered; a node stops itself only for a
+ * reason that was injected.
  *
- * Damage (bit rot, wiped disks) is kept to a minority of the voters at a time, so that what was acknowledged can be
- * repaired; crashes, power cuts and cuts of the network may hit everybody at once. */
+ * Damage (bit rot, wiped disks) is kept to a minority of the voters at a time, so that what was
+ * acknowledged can be repaired; crashes, power cuts and cuts of the network may hit everybody at
+ * once. */
 
 /* Faults, each with a counter, so that a campaign can show that each one fired. */
 #define SIM_FAULT_MAP(X)                                                                           \

@@ -8,10 +8,10 @@
 #include "base/hash.h"
 #include "base/prng.h"
 
-/* Frames stay in the sender's connection until the receiver polls: there they are lost when the connection
- * breaks. A connection whose sender died may live on as a ghost, so that what a dead process has said can
- * still arrive. A frame's `ready_ns` is when it is at the receiver if nothing holds it back; it never precedes that of the frame
- * before it in the lane. */
+/* Frames stay in the sender's connection until the receiver polls: there they are lost when the
+ * connection breaks. A connection whose sender died may live on as a ghost, so that what a dead
+ * process has said can still arrive. A frame's `ready_ns` is when it is at the receiver if nothing
+ * holds it back; it never precedes that of the frame before it in the lane. */
 
 enum {
     PEERS_MAX = 80,

@@ -3,16 +3,19 @@
 
 #include "base/io.h"
 
-/* The network between simulated machines: lanes as base/io.h promises them, over wires that fail as the seed says.
+/* The network between simulated machines: lanes as base/io.h promises them, over wires that fail as
+ * the seed says.
  *
- * Model. A machine has one address ("10.0.0.N:7381", N its number here) and at most one process. A peer that is set
- * is a connection with three lanes, each a queue in order; the lanes delay their frames independently, so that
- * frames of different lanes overtake each other. A connection is attempted again and again until the process at the address
- * listens and both directions pass. While it does not stand, frames wait in their lanes. A cut direction
- * holds frames back, as a retransmitting transport does; after a second the connection breaks and what was under way is
- * lost, so "sent" never means delivered. A process that dies breaks its connections at once; a machine that loses power
- * says nothing. Beyond what such transports do, single frames may vanish (loss), and may arrive again later
- * below the transport, whose sequence numbers must then filter them.
+ * Model. A machine has one address ("10.0.0.N:7381", N its number here) and at most one process. A
+ * peer that is set is a connection with three lanes, each a queue in order; the lanes delay their
+ * frames independently, so that frames of different lanes overtake each other. A connection is
+ * attempted again and again until the process at the address listens and both directions pass.
+ * While it does not stand, frames wait in their lanes. A cut direction holds frames back, as a
+ * retransmitting transport does; after a second the connection breaks and what was under way is
+ * lost, so "sent" never means delivered. A process that dies breaks its connections at once; a
+ * machine that loses power says nothing. Beyond what such transports do, single frames may vanish
+ * (loss), and may arrive again later below the transport, whose sequence numbers must then filter
+ * them.
  *
  * Everything random is drawn from the seed; time is what the caller says; one thread. */
 

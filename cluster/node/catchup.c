@@ -354,9 +354,9 @@ static void on_installed(void *ctx, enum err result)
     group->quarantined = group->holding = group->damaged = false;
     node->stats.snapshots_received++;
     if (group->applied >= group->settled) group->settled = 0;
-    /* It votes at once, although it serves only when all up to settled is applied: everything the snapshot covers beyond
-     * what this replica had acknowledged was committed by a majority without it. Unless a restart has cost it
-     * its log: then it votes when it has what its leader had. */
+    /* It votes at once, although it serves only when all up to settled is applied: everything the
+     * snapshot covers beyond what this replica had acknowledged was committed by a majority without
+     * it. Unless a restart has cost it its log: then it votes when it has what its leader had. */
     group->forgetful = group->forgetful && group->settled != 0;
     raft_set_faulty(&group->raft, group->forgetful);
     raft_set_passive(&group->raft, false);

@@ -4,9 +4,10 @@
 #include "base/bytes.h"
 #include "base/io.h"
 
-/* How a new node enters a cluster: it asks any running node, by its peer address, and is a member when the meta group
- * has committed its entry; then it knows its number, the cluster's id and number of ranges, and can make its folder. A
- * pure little machine over the network vtable; repeated requests are harmless (the store id tells who asks). */
+/* How a new node enters a cluster: it asks any running node, by its peer address, and is a member
+ * when the meta group has committed its entry; then it knows its number, the cluster's id and
+ * number of ranges, and can make its folder. A pure little machine over the network vtable;
+ * repeated requests are harmless (the store id tells who asks). */
 
 struct join_request {
     const char *const *seeds; /* "host:port" of peers, NULL-terminated */

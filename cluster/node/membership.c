@@ -6,9 +6,10 @@
 #include "cluster/node/join.h"
 #include "cluster/node/node_internal.h"
 
-/* Who belongs to the cluster and who holds what. The table of members is data of range 0, which every node has a copy of;
- * its leader alone changes it. Each range's leader brings its group's configuration to what the table's placement says,
- * one guarded step at a time, and tells everybody how its range is doing. The failure detector gives hints. */
+/* Who belongs to the cluster and who holds what. The table of members is data of range 0, which
+ * every node has a copy of; its leader alone changes it. Each range's leader brings its group's
+ * configuration to what the table's placement says, one guarded step at a time, and tells everybody
+ * how its range is doing. The failure detector gives hints. */
 
 enum {
     REPORT_MS = 1000,
@@ -443,7 +444,7 @@ static void hint_down(struct node *node, uint16_t number)
         raft_hint_down(&group->raft, number);
         group_ready(group);
     }
-    if (!PLANTED_BUG(63)) requests_peer_down(node, number);
+    requests_peer_down(node, number);
     catchup_peer_down(node, number);
 }
 

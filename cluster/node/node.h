@@ -75,8 +75,8 @@ struct node_config {
     void *ctx;
     /* Some ticket is not WAITING any more. From node_poll(), node_flush() and node_tick(). */
     void (*on_tickets)(void *ctx);
-    /* Evaluates a request that came by node_request_start(), here or elsewhere; this node leads its range. False: no room
-     * now; it is asked again later. */
+    /* Evaluates a request that came by node_request_start(), here or elsewhere; this node leads its
+     * range. False: no room now; it is asked again later. */
     bool (*execute)(void *ctx, struct node_execution *execution);
     /* From any thread: node_poll() has something to do. */
     void (*wake)(void *ctx);
@@ -191,13 +191,13 @@ void node_cluster_stats(const struct node *node, struct node_cluster_stats *out)
 /* ---- operator's changes: any node takes them; reply is one sentence, ok says which kind ---- */
 
 enum node_admin { NODE_MEMBER_REMOVE, NODE_MEMBER_REPLACE, NODE_LEADER_TRANSFER };
-/* name: of a member. LEADER_TRANSFER: all ranges move to it (range 0xffff) or one range. done() gets a reply whose first
- * byte is '+' (done) or '-' (refused, the rest says why). */
+/* name: of a member. LEADER_TRANSFER: all ranges move to it (range 0xffff) or one range. done()
+ * gets a reply whose first byte is '+' (done) or '-' (refused, the rest says why). */
 enum err node_admin_start(struct node *node, struct node_request *request, enum node_admin what,
     const char *name, uint16_t range) MUST_CHECK;
 
-/* Planned stop: hands every led range over and lets what is under way finish; call until it says true (done or nothing to
- * hand over) or patience ends. */
+/* Planned stop: hands every led range over and lets what is under way finish; call until it says
+ * true (done or nothing to hand over) or patience ends. */
 bool node_hand_over(struct node *node);
 
 /* Buckets. 0..15 exist always (Redis databases); others are named, ids from 16, made on demand. */
@@ -242,8 +242,8 @@ ticket_t node_txn_commit(struct node *node);
 /* Drops the effects since begin. */
 void node_txn_abort(struct node *node);
 
-/* Walks the keys of a bucket in (range, key) order; absent and expired keys are left out. With several nodes each range is
- * walked where it is led (only_range). */
+/* Walks the keys of a bucket in (range, key) order; absent and expired keys are left out. With
+ * several nodes each range is walked where it is led (only_range). */
 struct node_position {
     uint16_t only_range; /* 0: all ranges of this node */
     uint16_t range; /* 0: from the start */
@@ -255,8 +255,8 @@ struct node_position {
 enum err node_walk(struct node *node, enum node_view view, uint16_t bucket,
     struct node_position *position, uint64_t limit, bool *done_out,
     bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx) MUST_CHECK;
-/* In key order over all ranges of this node (only_range != 0: over one), committed view: keys that have `prefix` and are
- * > `after`. */
+/* In key order over all ranges of this node (only_range != 0: over one), committed view: keys that
+ * have `prefix` and are > `after`. */
 enum err node_page(struct node *node, uint16_t only_range, uint16_t bucket, struct bytes prefix,
     struct bytes after, uint64_t limit, bool *more_out,
     bool (*each)(void *ctx, struct bytes key, const struct value *value), void *ctx) MUST_CHECK;

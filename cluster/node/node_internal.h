@@ -307,7 +307,8 @@ void waiting_pop(struct waiting_queue *queue);
 
 /* wire.c: messages to and from peers */
 struct peer *peer_of(struct node *node, uint16_t number);
-/* Room for a message that leaves at the end of the turn; NULL: no memory or no such peer. For bodies that fit a frame. */
+/* Room for a message that leaves at the end of the turn; NULL: no memory or no such peer. For
+ * bodies that fit a frame. */
 uint8_t *wire_add(struct node *node, uint16_t to, enum net_lane lane, enum wire_type type,
     uint32_t group, size_t size);
 /* The same for any size: a body that does not fit is sent in parts. */

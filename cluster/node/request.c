@@ -49,8 +49,8 @@ static void finish(struct node_request *request, enum node_outcome outcome, stru
     request->done(request, outcome, reply);
 }
 
-/* What this replica's group says counts, unless a leader of a later term has reported: the group may have gone on without
- * this node. */
+/* What this replica's group says counts, unless a leader of a later term has reported: the group
+ * may have gone on without this node. */
 static uint16_t leader_of(const struct node *node, uint16_t range)
 {
     const struct group *group = group_of(node, range);

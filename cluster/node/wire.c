@@ -2,8 +2,8 @@
 
 #include "cluster/node/node_internal.h"
 
-/* Messages to a peer collect in one buffer per lane and leave as few frames at the end of the turn. Lazy ones (periodic
- * heartbeats and their answers) wait a little longer for company. */
+/* Messages to a peer collect in one buffer per lane and leave as few frames at the end of the turn.
+ * Lazy ones (periodic heartbeats and their answers) wait a little longer for company. */
 
 enum {
     FRAME_BYTES = 256 * 1024, /* a frame is sent when it reaches this */

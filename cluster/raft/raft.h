@@ -286,7 +286,8 @@ bool raft_transfer(struct raft *raft, raft_node to);
 void raft_step_down(struct raft *raft);
 /* While on, neither votes nor campaigns: the data behind the log is damaged or being refilled. */
 void raft_set_faulty(struct raft *raft, bool faulty);
-/* While on, does not campaign: the data behind the log is damaged or being replaced, so as a leader it could serve nobody. */
+/* While on, does not campaign: the data behind the log is damaged or being replaced, so as a leader
+ * it could serve nobody. */
 void raft_set_passive(struct raft *raft, bool passive);
 
 /* Term of an index in first - 1 .. last, else 0. */
