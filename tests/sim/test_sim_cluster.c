@@ -61,9 +61,9 @@ static int must_have_happened(const char *what, uint64_t count)
 static int check_coverage(uint64_t seeds)
 {
     static const enum sim_seen wanted[] = {SIM_SEEN_ELECTIONS, SIM_SEEN_SNAPSHOTS,
-        SIM_SEEN_CONFIG_CHANGES, SIM_SEEN_FORWARDED, SIM_SEEN_CHECKPOINTS, SIM_SEEN_TORN_TAILS,
-        SIM_SEEN_STOPS, SIM_SEEN_ACKNOWLEDGED, SIM_SEEN_UNKNOWN, SIM_SEEN_REFUSED,
-        SIM_SEEN_FILTERED, SIM_SEEN_OVERTAKEN, SIM_SEEN_STALLS, SIM_SEEN_LEASES, SIM_SEEN_KEYS};
+        SIM_SEEN_CONFIG_CHANGES, SIM_SEEN_FORWARDED, SIM_SEEN_CHECKPOINTS, SIM_SEEN_STOPS,
+        SIM_SEEN_ACKNOWLEDGED, SIM_SEEN_UNKNOWN, SIM_SEEN_REFUSED, SIM_SEEN_FILTERED,
+        SIM_SEEN_OVERTAKEN, SIM_SEEN_STALLS, SIM_SEEN_LEASES, SIM_SEEN_KEYS};
     int failures = 0;
     /* a campaign of a few seeds cannot promise that everything happens */
     if (seeds < 8) return 0;
