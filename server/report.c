@@ -148,9 +148,8 @@ const char *report_unready(struct server *server)
     if (stats.damaged > 0) return "stored values failed their checksum: see the log, and verify";
     if (!node_alone(server->node)) {
         for (uint32_t id = 0; id <= node_ranges(server->node); id++) {
-            struct node_range range;
-            node_range_status(server->node, (uint16_t)id, &range);
-            if (range.leader == 0) return "no leader is known of some range";
+            if (node_range_leader(server->node, (uint16_t)id) == 0)
+                return "no leader is known of some range";
         }
     }
     return NULL;
@@ -462,7 +461,8 @@ static void range_of(struct writer *writer, struct server *server, uint32_t id)
 {
     struct node_range range;
     node_range_status(server->node, (uint16_t)id, &range);
-    const char *leader = range.leader == 0 ? NULL : node_member_name(server->node, range.leader);
+    uint16_t number = node_range_leader(server->node, (uint16_t)id);
+    const char *leader = number == 0 ? NULL : node_member_name(server->node, number);
     line(writer, "{\"id\":%u,", id);
     if (leader == NULL) {
         line(writer, "\"leader\":null");

@@ -389,6 +389,12 @@ static void node_turn(struct machine *machine, bool tick, const struct machine_c
     struct node *node = machine->node;
     node_turn_begin(node);
     enum err err = node_poll(node);
+    if (err == ERR_PERMISSION && machine->removal_asked) {
+        sim_cluster_note(machine->cluster, "m%u was removed and is told so", machine->index);
+        machine->removing = machine->removed = machine->removal_asked = false;
+        machine_wipe(machine);
+        return;
+    }
     if (err != OK || sim_disk_is_cut(machine->disk)) {
         node_failed(machine);
         return;

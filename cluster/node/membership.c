@@ -943,8 +943,8 @@ void node_range_status(const struct node *node, uint16_t range, struct node_rang
         out->replica_count = report->count;
         memcpy(out->replicas, report->replicas, sizeof out->replicas);
     }
-    bool left_out = group != NULL && group->raft.leader == 0 && group->stale_ns != 0;
-    if (group != NULL && group->raft.last > 0 && !left_out) {
+    bool fresh = report->heard_ns != 0 && node->now_ns - report->heard_ns < UINT64_C(5000000000);
+    if (group != NULL && group->raft.last > 0) {
         out->term = group->raft.term;
         out->leader = group->raft.leader;
         out->applied = group->applied;
@@ -954,8 +954,6 @@ void node_range_status(const struct node *node, uint16_t range, struct node_rang
         out->term = report->term;
         out->applied = report->applied;
         out->committed = report->committed;
-        bool fresh =
-            report->heard_ns != 0 && node->now_ns - report->heard_ns < UINT64_C(5000000000);
         out->leader = fresh ? report->leader : 0;
     }
 }

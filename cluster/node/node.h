@@ -179,6 +179,9 @@ struct node_range {
     double catching_up; /* 0..1: progress of a snapshot coming in here; 1: none */
 };
 void node_range_status(const struct node *node, uint16_t range, struct node_range *out);
+/* Who leads the range as far as this node knows: if its own replica was left out, whoever reports to
+ * lead. 0: nobody known. */
+uint16_t node_range_leader(const struct node *node, uint16_t range);
 
 struct node_cluster_stats {
     uint64_t elections, leader_changes, snapshots_sent, snapshots_received, snapshot_bytes;

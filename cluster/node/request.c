@@ -51,7 +51,7 @@ static void finish(struct node_request *request, enum node_outcome outcome, stru
 
 /* What this replica's group says counts, unless a leader of a later term has reported: the group
  * may have gone on without this node. */
-static uint16_t leader_of(const struct node *node, uint16_t range)
+uint16_t node_range_leader(const struct node *node, uint16_t range)
 {
     const struct group *group = group_of(node, range);
     const struct range_report *report = &node->reports[range];
@@ -108,7 +108,7 @@ static void route(struct node *node, struct node_request *request)
         request->state = REQUEST_HERE;
         return;
     }
-    uint16_t leader = leader_of(node, request->range);
+    uint16_t leader = node_range_leader(node, request->range);
     if (leader == 0 || leader == node->config.number) return;
     uint8_t head[HEAD] = {0};
     store_u64(head, request->id);
@@ -210,7 +210,7 @@ static void answer(struct node *node, struct execution_item *item, enum reply_ho
         uint8_t head[HEAD] = {0};
         store_u64(head, item->id);
         store_u32(head + 8, how);
-        store_u16(head + 12, leader_of(node, item->range));
+        store_u16(head + 12, node_range_leader(node, item->range));
         wire_send(node, item->origin, NET_DATA, WIRE_REPLY, item->range,
             bytes_of(head, sizeof head), reply);
     }
@@ -294,7 +294,7 @@ void requests_turn(struct node *node)
 /* Somebody else leads the range now, and the one that was asked has not answered for a while: it hangs. */
 static bool passed_over(const struct node *node, struct node_request *request)
 {
-    uint16_t leader = leader_of(node, request->range);
+    uint16_t leader = node_range_leader(node, request->range);
     if (leader == 0 || leader == request->sent_to) {
         request->passed_ns = 0;
         return false;
