@@ -32,6 +32,7 @@ enum machine_state {
 
 /* What the monitor remembers of a group on one machine while its process lives. */
 struct watched {
+    bool leads;
     uint64_t term, applied, committed;
 };
 

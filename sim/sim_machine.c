@@ -376,7 +376,8 @@ static void node_failed(struct machine *machine)
 {
     struct sim_cluster *cluster = machine->cluster;
     bool cut = sim_disk_is_cut(machine->disk);
-    if (!cut && !machine->excused)
+    /* a member that was removed is told so, and ends */
+    if (!cut && !machine->excused && !machine->removal_asked)
         sim_cluster_violation(
             cluster, "m%u stopped itself although its disk did nothing wrong", machine->index);
     cluster->result->seen[SIM_SEEN_STOPS]++;
