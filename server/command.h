@@ -123,6 +123,8 @@ struct queued_command {
 /* Appends a copy to the session's queue and adds its size to queue_bytes; false: no memory. */
 bool transaction_queue(struct session *session, const struct command *command, uint32_t argc,
     const struct bytes *argv);
+/* Forgets the newest so many watched keys: their WATCH failed. */
+void transaction_unwatch(struct session *session, uint32_t newest);
 /* Leaves MULTI: drops the queue and the watched keys. Also for closing sessions and RESET. */
 void transaction_discard(struct session *session);
 /* One of the queued commands may write. */

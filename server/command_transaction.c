@@ -99,15 +99,20 @@ static struct watch *watch_of(struct watched_key *watched)
     return (struct watch *)(void *)watched;
 }
 
-static void unwatch(struct session *session)
+void transaction_unwatch(struct session *session, uint32_t newest)
 {
-    while (session->watched != NULL) {
+    for (; newest > 0 && session->watched != NULL; newest--) {
         struct watch *watch = watch_of(session->watched);
         session->watched = watch->base.next;
         watch_leave(session->server->commands, watch);
         buffer_deinit(&watch->base.key);
         free(watch);
     }
+}
+
+static void unwatch(struct session *session)
+{
+    transaction_unwatch(session, UINT32_MAX);
 }
 
 void transaction_discard(struct session *session)

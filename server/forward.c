@@ -135,6 +135,7 @@ static void take_watch(struct forwarded *forwarded, struct forward_reader *reade
     struct watched_key *key = session->watched;
     if (forward_get_u8(reader) != FORWARD_DONE) {
         append_error(&session->out, forward_get_text(reader));
+        transaction_unwatch(session, forwarded->watched);
         return;
     }
     for (uint32_t i = 0; i < forwarded->watched; i++, key = key->next) {
@@ -178,6 +179,7 @@ static void on_done(struct node_request *request, enum node_outcome outcome, str
         on_reply(forwarded, reply);
     } else {
         if (forwarded->kind == FORWARD_EXEC) transaction_discard(session);
+        if (forwarded->kind == FORWARD_WATCH) transaction_unwatch(session, forwarded->watched);
         forward_outcome_error(&session->out, outcome, forwarded->writes);
     }
     forward_finish(session, before);

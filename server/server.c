@@ -144,7 +144,7 @@ _Noreturn static void stop_refused(void)
     server_complain(
         "the cluster refuses this node: it was removed, or another process runs with a copy of its "
         "folder; to take part again, start with an empty folder and --join");
-    _exit(EXIT_FAILED);
+    _exit(EXIT_USAGE);
 }
 
 static void poll_node(struct server *server)

@@ -569,7 +569,7 @@ bool node_serves(const struct node *node, uint16_t range)
 bool node_has(const struct node *node, uint16_t range)
 {
     const struct group *group = group_of(node, range);
-    return group != NULL && !group->quarantined && !group->holding &&
+    return group != NULL && !group->quarantined && !group->holding && group->stale_ns == 0 &&
         (raft_config_is_voter(&group->raft.config, node->config.number) ||
             raft_config_is_learner(&group->raft.config, node->config.number)) &&
         group->applied >= group->settled && group->applied > 0;
