@@ -350,7 +350,6 @@ static void on_installed(void *ctx, enum err result)
     group->hash = meta.hash;
     memset(group->hashes, 0, sizeof group->hashes);
     if (!group->forgetful || settled > group->settled) group->settled = settled;
-    if (PLANTED_BUG(58)) group->settled = 0;
     group->quarantined = group->holding = group->damaged = false;
     node->stats.snapshots_received++;
     if (group->applied >= group->settled) group->settled = 0;
@@ -569,7 +568,7 @@ static void on_hash(struct node *node, uint16_t from, const struct message *mess
     if (group == NULL || group->raft.role != RAFT_LEADER || message->body.size < 16) return;
     uint64_t index = load_u64(message->body.at), hash = load_u64(message->body.at + 8);
     uint64_t own = own_hash(group, index);
-    if (index != group->hash_index || own == 0 || PLANTED_BUG(64)) return;
+    if (index != group->hash_index || own == 0) return;
     uint32_t same = 1, as_this = 0;
     uint16_t odd[RAFT_PEERS_MAX];
     uint32_t odd_count = 0;
@@ -874,7 +873,7 @@ void catchup_drop_data(struct group *group)
     if (group == NULL) return;
     group->dirty = dirty;
     group->settled = had;
-    group->forgetful = !PLANTED_BUG(65);
+    group->forgetful = true;
     raft_set_faulty(&group->raft, group->forgetful);
 }
 

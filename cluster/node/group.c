@@ -367,7 +367,6 @@ void group_lost_leadership(struct group *group)
     }
     if (group->turn_read != 0) ticket_fail(node, group->turn_read, TICKET_REFUSED);
     group->turn_read = 0;
-    if (PLANTED_BUG(61)) return;
     uint64_t seed = node->config.io->seed;
     pending_deinit(&group->pending);
     if (pending_init(&group->pending, seed) != OK) node_fail(node, "no memory");
