@@ -961,6 +961,13 @@ enum err wal_open(
     wal->chunk_size -= wal->chunk_size % DISK_BLOCK;
     enum err err = recovery_run(wal, report, &wal->recovered);
     if (err != OK) goto out;
+    /* a slot's name may be in the cache alone, if the process that made it died before it could sync the folder */
+    err = config->io->disk.sync_folder(config->io->disk.ctx);
+    if (err != OK) {
+        (void)snprintf(report->detail, sizeof report->detail,
+            "the folder of the log cannot be synced: %s", err_text(err));
+        goto out;
+    }
     wal->next = wal->recovered.base;
     wal->last_data = 0;
     wal->reported = wal->recovered.end;
