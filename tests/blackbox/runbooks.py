@@ -69,7 +69,7 @@ class Machine:
     def stop(self):
         self.process.terminate()
         code = self.process.wait(timeout=60)
-        removed = code == 1 and "the cluster refuses this node" in self.log()
+        removed = code == 2 and "the cluster refuses this node" in self.log()
         check(code == 0 or removed, self.name, "ended with", code, self.log())
         self.process = None
 
