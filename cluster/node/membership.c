@@ -810,6 +810,7 @@ void membership_tick(struct node *node)
             struct group *group = node->groups[i];
             if (group == NULL) continue;
             if (group->raft.role == RAFT_LEADER) {
+                group->stale_ns = 0; /* whoever left it out leads no more */
                 reconcile_group(node, group);
             } else {
                 drop_stale(node, group);
