@@ -23,6 +23,8 @@ enum {
     FEED_NS = 1500000,
     RUN_BYTES = 96 * 1024,
     RUN_ENTRIES = 512,
+    NEW_BEHIND_MAX = 4000, /* entries that a replica without data gets by the log; beyond: a snapshot */
+    BEHIND_MAX = 50000,
 };
 
 enum ack_state { ACK_GOING, ACK_BUSY, ACK_FAILED };
@@ -131,21 +133,24 @@ static void send_end(struct node *node, struct outgoing *out)
     store_u64(at + 16, out->settled);
 }
 
-static void outgoing_start(struct group *group, uint16_t to)
+/* A snapshot that reaches at least `index`; if none does, a checkpoint is wanted first. True: it is on its
+ * way, or will be when there is room. */
+static bool outgoing_start(struct group *group, uint16_t to, uint64_t index)
 {
     struct node *node = group->node;
-    if (outgoing_find(node, group->id, to) != NULL || node->outgoing_count >= OUTGOING_MAX) return;
-    if (group->quarantined || group->holding) return;
+    if (outgoing_find(node, group->id, to) != NULL || node->outgoing_count >= OUTGOING_MAX)
+        return true;
+    if (group->quarantined || group->holding) return false;
     struct outgoing *out = calloc(1, sizeof *out);
-    if (out == NULL) return;
+    if (out == NULL) return false;
     enum err err = snapshot_open(node->engine, group->id, &out->meta, &out->source);
     if (err == OK && (out->meta.flags & RANGE_META_INSTALLING) != 0) err = ERR_AGAIN;
-    if (err == OK && out->meta.index == 0) err = ERR_NOT_FOUND;
+    if (err == OK && (out->meta.index == 0 || out->meta.index < index)) err = ERR_NOT_FOUND;
     if (err != OK) {
         if (out->source != NULL) snapshot_close(out->source);
         free(out);
         if (err == ERR_NOT_FOUND) want_checkpoint(node);
-        return;
+        return err == ERR_NOT_FOUND;
     }
     out->group = group->id;
     out->to = to;
@@ -157,6 +162,7 @@ static void outgoing_start(struct group *group, uint16_t to)
     node->stats.snapshots_sent++;
     raft_snapshot_begin(&group->raft, to, out->meta.index);
     send_begin(node, out);
+    return true;
 }
 
 static void send_chunk(struct node *node, struct outgoing *out, const struct chunk *chunk)
@@ -275,7 +281,11 @@ static void on_done(struct node *node, uint16_t from, const struct message *mess
     if (group == NULL) return;
     raft_snapshot_end(&group->raft, from, done, index);
     group_ready(group);
-    group_mark_dirty(group);
+    /* others may have waited for the place */
+    for (uint32_t i = 0; i < node->group_slots; i++) {
+        if (node->groups[i] != NULL && node->groups[i]->raft.role == RAFT_LEADER)
+            group_mark_dirty(node->groups[i]);
+    }
 }
 
 /* ---- snapshots coming in ---- */
@@ -657,10 +667,17 @@ static struct feed *feed_of(struct node *node, uint16_t peer)
 void catchup_start(struct group *group, const struct raft_append *append)
 {
     struct node *node = group->node;
+    /* A new replica far behind is faster filled by a snapshot than by repeating history */
+    const struct raft_progress *progress = raft_progress_of(&group->raft, append->to);
+    uint64_t behind = group->raft.last - append->first;
+    uint64_t most = progress != NULL && progress->match == 0 ? NEW_BEHIND_MAX : BEHIND_MAX;
+    if (behind > most && progress != NULL && progress->active &&
+        outgoing_start(group, append->to, append->first + behind / 2))
+        return;
     bool on_disk = !append->snapshot && append->first >= group->raft.first &&
         entries_lsn(&group->entries, append->first) > node->trimmed;
     if (!on_disk) {
-        outgoing_start(group, append->to);
+        (void)outgoing_start(group, append->to, 0);
         return;
     }
     struct feed *feed = feed_of(node, append->to);
@@ -904,7 +921,7 @@ void catchup_on_message(
     case WIRE_SNAPSHOT_WANTED:
         if (group != NULL && group->raft.role == RAFT_LEADER &&
             raft_progress_of(&group->raft, from) != NULL)
-            outgoing_start(group, from);
+            (void)outgoing_start(group, from, 0);
         break;
     case WIRE_HASH:
         on_hash(node, from, message);
@@ -930,7 +947,12 @@ void catchup_turn(struct node *node)
     }
     for (struct feed *feed = node->feeds, *next; feed != NULL; feed = next) {
         next = feed->next;
-        if (!feed_turn(node, feed)) feed_free(node, feed);
+        lsn_t before = feed->after;
+        if (!feed_turn(node, feed)) {
+            feed_free(node, feed);
+        } else if (feed->after != before && node->config.wake != NULL) {
+            node->config.wake(node->config.ctx); /* goes on in the next turn */
+        }
     }
 }
 
