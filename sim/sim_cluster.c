@@ -158,7 +158,7 @@ static bool run_until_whole(struct sim_cluster *cluster, uint64_t most_ms, const
                 machine->restart_ns == UINT64_MAX;
             if (machine->state == MACHINE_RUNNING || at_rest || gone) continue;
             all = false;
-            snprintf(why, sizeof why, "m%u is in state %d: %s", i, (int)machine->state,
+            snprintf(why, sizeof why, "m%u is in state %d: %.100s", i, (int)machine->state,
                 machine->state == MACHINE_JOINING ? machine->join.result.detail : "");
         }
         if (all && monitor_whole(cluster, why, sizeof why)) return true;

@@ -9,7 +9,7 @@
  *   SNAPSHOT_BEGIN  u64 id | range meta            SNAPSHOT_ACK   u64 id | u64 chunks taken | u64 state
  *   SNAPSHOT_CHUNK  u64 id | u64 number | chunk    SNAPSHOT_DONE  u64 id | u64 index | u64 ok
  *   SNAPSHOT_END    u64 id | u64 chunks | u64 settled
- *   HASH            u64 index | u64 hash           SNAPSHOT_WANTED, REFETCH: empty */
+ *   HASH            u64 index | u64 hash           SNAPSHOT_WANTED u64 least index; REFETCH: empty */
 
 enum {
     OUTGOING_MAX = 4,
@@ -894,6 +894,21 @@ void catchup_drop_data(struct group *group)
     raft_set_faulty(&group->raft, group->forgetful);
 }
 
+/* What is in memory must follow the snapshot without a gap: older entries of the log may be gone. */
+static void ask_for_snapshot(struct group *group)
+{
+    uint8_t *at = wire_add(
+        group->node, group->raft.leader, NET_CONTROL, WIRE_SNAPSHOT_WANTED, group->id, 8);
+    if (at != NULL) store_u64(at, group->entries.first - 1);
+}
+
+static void on_wanted(struct group *group, uint16_t from, const struct message *message)
+{
+    uint64_t least = message->body.size >= 8 ? load_u64(message->body.at) : 0;
+    if (least > group->applied) least = group->applied;
+    (void)outgoing_start(group, from, least);
+}
+
 /* ---- turns ---- */
 
 void catchup_on_message(
@@ -921,7 +936,7 @@ void catchup_on_message(
     case WIRE_SNAPSHOT_WANTED:
         if (group != NULL && group->raft.role == RAFT_LEADER &&
             raft_progress_of(&group->raft, from) != NULL)
-            (void)outgoing_start(group, from, 0);
+            on_wanted(group, from, message);
         break;
     case WIRE_HASH:
         on_hash(node, from, message);
@@ -980,9 +995,7 @@ void catchup_tick(struct node *node)
             group->quarantined = true;
             incoming_free(group);
         }
-        if (group->quarantined && idle && group->raft.leader != 0)
-            (void)wire_add(
-                node, group->raft.leader, NET_CONTROL, WIRE_SNAPSHOT_WANTED, group->id, 0);
+        if (group->quarantined && idle && group->raft.leader != 0) ask_for_snapshot(group);
     }
 }
 

@@ -299,6 +299,13 @@ static void on_vote_reply(struct raft *raft, const struct raft_message *message,
     if (*vote == VOTE_NONE) *vote = message->reject ? VOTE_NO : VOTE_YES;
     if (!raft_config_majority(&raft->config, may_grant, raft)) {
         raft_become_follower(raft, raft->term, 0);
+        /* A split vote: whoever lost tries again soon, at different times. Only with pre-votes, which
+         * keep one that cannot win from disturbing the others. */
+        if (!pre && raft->settings.pre_vote && !raft->settings.leases) {
+            uint64_t spread_ms = raft->settings.hint_spread_ms;
+            uint64_t at_ms = raft->now_ms + spread_ms / 2 + random_below(raft, 2 * spread_ms + 1);
+            if (at_ms < raft->election_at_ms) raft->election_at_ms = at_ms;
+        }
     } else if (raft_config_majority(&raft->config, granted, raft)) {
         if (pre) {
             campaign(raft, false);
@@ -584,12 +591,28 @@ void raft_tick(struct raft *raft, uint64_t now_ms)
     raft_check(raft);
 }
 
+/* The voters that are left start one after the other, so that they do not split the vote; who is
+ * first turns with the term. */
+static uint64_t hint_delay(struct raft *raft, raft_node gone)
+{
+    const struct raft_config *config = &raft->config;
+    uint64_t rank = 0, count = 0;
+    for (uint8_t i = 0; i < config->voter_count; i++) {
+        if (config->voters[i] == gone) continue;
+        if (config->voters[i] < raft->self) rank++;
+        count++;
+    }
+    if (count > 0) rank = (rank + raft->term) % count;
+    uint64_t spread_ms = raft->settings.hint_spread_ms;
+    return rank * spread_ms + random_below(raft, spread_ms / 4 + 1);
+}
+
 void raft_hint_down(struct raft *raft, raft_node node)
 {
     if (raft->role != RAFT_FOLLOWER || raft->leader != node || node == 0) return;
     if (raft->settings.leases) return; /* they rely on the time in which votes are refused */
     raft->leader = 0;
-    uint64_t at_ms = raft->now_ms + random_below(raft, (uint64_t)raft->settings.hint_spread_ms + 1);
+    uint64_t at_ms = raft->now_ms + hint_delay(raft, node);
     if (at_ms < raft->election_at_ms) raft->election_at_ms = at_ms;
 }
 

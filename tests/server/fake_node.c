@@ -323,6 +323,12 @@ void node_range_status(const struct node *node, uint16_t range, struct node_rang
     out->replica_count = 3;
 }
 
+uint16_t node_range_leader(const struct node *node, uint16_t range)
+{
+    (void)node, (void)range;
+    return 0;
+}
+
 uint32_t node_members(const struct node *node, struct node_member *out, uint32_t max)
 {
     (void)node, (void)out, (void)max;
