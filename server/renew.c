@@ -112,6 +112,31 @@ static bool sync_folder(const char *path)
     return done;
 }
 
+static void opening_path(const struct folder *folder, char *path)
+{
+    snprintf(path, PATH_SIZE, "%s/opening", folder->path);
+}
+
+bool renew_open_begins(const struct folder *folder)
+{
+    char path[PATH_SIZE];
+    struct stat status;
+    opening_path(folder, path);
+    bool twice = stat(path, &status) == 0 && status.st_size >= 2;
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    /* one byte a start; without it, only the operator can tell */
+    if (fd >= 0 && write(fd, "x", 1) != 1) log_warn("a start cannot be marked", "path=%s", path);
+    if (fd >= 0) close(fd);
+    return twice;
+}
+
+void renew_open_done(const struct folder *folder)
+{
+    char path[PATH_SIZE];
+    opening_path(folder, path);
+    (void)unlink(path); /* absent is as good */
+}
+
 bool renew_unfinished(const struct folder *folder)
 {
     char aside[PATH_SIZE];
@@ -136,6 +161,14 @@ static bool set_aside(const struct folder *folder, uint16_t number)
     return made && sync_folder(folder->path);
 }
 
+bool renew_possible(const struct server *server, const struct folder *folder)
+{
+    struct join_peer peers[JOIN_PEERS_MAX];
+    uint32_t known = renew_known_peers(folder, peers, JOIN_PEERS_MAX);
+    bool others = known > 1 || (known == 1 && peers[0].number != folder->identity.node_number);
+    return others && server->io.net.ctx != NULL && server->config.accept_loss == 0;
+}
+
 bool renew_folder(struct server *server, struct folder *folder, const char *why)
 {
     struct join_peer peers[JOIN_PEERS_MAX];
@@ -144,7 +177,7 @@ bool renew_folder(struct server *server, struct folder *folder, const char *why)
     for (uint32_t i = 0; i < known; i++) {
         if (peers[i].number != folder->identity.node_number) seeds[count++] = peers[i].address;
     }
-    if (count == 0 || server->io.net.ctx == NULL || server->config.accept_loss != 0) return false;
+    if (count == 0 || !renew_possible(server, folder)) return false;
     log_error("this node's data is damaged; its peers have it: asking them to be rebuilt",
         "data=%s why=\"%s\"", folder->path, why);
     struct join_request request = {.seeds = seeds,

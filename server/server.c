@@ -575,12 +575,16 @@ static int open_node(struct server *server, struct folder *folder)
     memcpy(node_config.cluster_id, folder->identity.cluster_id, sizeof node_config.cluster_id);
     memcpy(node_config.store_id, folder->identity.node_id, sizeof node_config.store_id);
     struct engine_report report = {0};
-    bool unfinished = renew_unfinished(folder);
-    enum err err = unfinished ? ERR_CORRUPT : node_open(&node_config, &report, &server->node);
+    bool unfinished = renew_unfinished(folder), dies = renew_open_begins(folder);
+    enum err err = unfinished || (dies && renew_possible(server, folder))
+        ? ERR_CORRUPT
+        : node_open(&node_config, &report, &server->node);
+    renew_open_done(folder);
     if (err != OK) {
         const char *detail = report.detail[0] != '\0' ? report.detail : report.log.detail;
         if (unfinished) detail = "a repair was cut off";
-        bool damaged = err == ERR_CORRUPT || err == ERR_GAP || err == ERR_TRUNCATED;
+        if (dies) detail = "it could not be opened twice in a row";
+        bool damaged = exit_code_of(err) == EXIT_DAMAGED || err == ERR_TRUNCATED;
         if (damaged && renew_folder(server, folder, detail)) return EXIT_AGAIN;
         server_complain("%s: the data cannot be opened: %s%s%s", config->data, err_text(err),
             detail[0] != '\0' ? ": " : "", detail);
