@@ -646,15 +646,16 @@ static void transport_start(void *ctx, const struct net_identity *self, void *re
 {
     struct transport *transport = ctx;
     ASSERT(self->node < NET_BY_ADDRESS);
+    pthread_mutex_lock(&transport->inbox.lock);
     transport->receiver = receiver;
     transport->on_frame = on_frame;
     transport->on_event = on_event;
     transport->wake = wake;
-    gate_set_identity(&transport->gate, self);
-    if (transport->started) return; /* another receiver takes over: a node that has just joined */
-    pthread_mutex_lock(&transport->inbox.lock);
+    bool again = transport->started; /* a node that has just joined takes over */
     transport->started = true;
     pthread_mutex_unlock(&transport->inbox.lock);
+    gate_set_identity(&transport->gate, self);
+    if (again) return;
     nng_recv_aio(transport->listener, transport->receive_aio);
     arm_tick(transport);
 }

@@ -60,8 +60,11 @@ void inbox_unlock_and_wake(struct transport *transport)
 {
     bool wake = !transport->inbox.signalled && transport->started;
     if (wake) transport->inbox.signalled = true;
+    /* both under the lock: another receiver may take over */
+    void (*call)(void *) = transport->wake;
+    void *receiver = transport->receiver;
     pthread_mutex_unlock(&transport->inbox.lock);
-    if (wake) transport->wake(transport->receiver);
+    if (wake) call(receiver);
 }
 
 bool inbox_is_full(const struct inbox *inbox)

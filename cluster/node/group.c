@@ -381,6 +381,7 @@ static void note_role(struct group *group, bool led)
     if (leads) {
         node->stats.led++;
         node->report_ns = 0; /* everybody should know at once */
+        group->transfer_ns = node->now_ns; /* stays for a while, wherever it is wanted */
         /* the snapshot it waited for comes no more: it is the one to send them */
         if (group->incoming == NULL) group->holding = false;
         group->hash_index = 0;
