@@ -903,6 +903,16 @@ enum err node_admin_start(struct node *node, struct node_request *request, enum 
 uint32_t node_members(const struct node *node, struct node_member *out, uint32_t max)
 {
     uint32_t count = 0;
+    /* in the first moments its own record is not committed yet */
+    if (members_by_number(&node->members, node->config.number) == NULL && max > 0) {
+        struct node_member *to = &out[count++];
+        *to = (struct node_member){.number = node->config.number};
+        snprintf(to->name, sizeof to->name, "%s", node->name);
+        snprintf(to->peer, sizeof to->peer, "%s", text_or_empty(node->config.peer));
+        snprintf(to->resp, sizeof to->resp, "%s", text_or_empty(node->config.resp));
+        snprintf(to->http, sizeof to->http, "%s", text_or_empty(node->config.http));
+        snprintf(to->zone, sizeof to->zone, "%s", text_or_empty(node->config.zone));
+    }
     for (uint32_t i = 0; i < node->members.count; i++) {
         const struct member *member = &node->members.at[i];
         if (member->state == MEMBER_REMOVED) continue;

@@ -128,9 +128,11 @@ static void machine_init(struct machine *machine, int i)
 static void machine_stop(struct machine *machine)
 {
     machine->running = false;
+    /* first: its threads wake the node */
+    net_nng_close(&machine->io.net);
+    machine->io.net.ctx = NULL;
     node_close(machine->node, false);
     machine->node = NULL;
-    net_nng_close(&machine->io.net);
     disk_close(&machine->io.disk);
 }
 
