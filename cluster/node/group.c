@@ -620,7 +620,7 @@ void group_on_append(struct node *node, uint16_t from, const struct message *mes
     if (count > 0 && engine_admit(node->engine, rest.size) != OK) count = 0;
     /* A crash while a snapshot comes in costs the log: nothing may be acknowledged that was not when it
      * began (catchup.c, on_begin). */
-    if (group->incoming != NULL && !PLANTED_BUG(58)) count = 0;
+    if (group->incoming != NULL) count = 0;
     raft_message.from = from;
     raft_message.to = node->config.number;
     struct raft_accept accept;
