@@ -5,6 +5,8 @@
 #include <stdatomic.h>
 
 #include <nng/nng.h>
+#include <nng/protocol/reqrep0/rep.h>
+#include <nng/protocol/reqrep0/req.h>
 #include <nng/supplemental/util/platform.h>
 #include <sodium.h>
 

@@ -2,9 +2,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include <nng/nng.h>
-#include <nng/protocol/reqrep0/req.h>
-
 #include "cluster/net_nng_internal.h"
 
 /* The part of the transport that NNG's threads run: the inbox, packets, lanes, and where lanes end. */
