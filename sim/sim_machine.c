@@ -184,13 +184,9 @@ static void start_failed(struct machine *machine, enum err err, const char *deta
     leave_process(machine, MACHINE_DOWN, 100 * MILLISECOND);
 }
 
-void machine_start(struct machine *machine)
+/* false: the node does not open, and what becomes of the machine is settled */
+static bool bring_up(struct machine *machine)
 {
-    ASSERT(!machine_has_process(machine) && machine->node == NULL);
-    struct sim_cluster *cluster = machine->cluster;
-    if (machine->founder && machine->number == 0) machine->number = 1;
-    ASSERT(machine->number != 0);
-    process_begins(machine);
     struct engine_report report = {0};
     enum err err = open_node(machine, &report);
     if (err == OK && sim_disk_is_cut(machine->disk)) {
@@ -200,11 +196,22 @@ void machine_start(struct machine *machine)
     }
     if (err != OK) {
         start_failed(machine, err, report.detail);
-        return;
+        return false;
     }
     machine->made = true;
     machine->excused = false;
     machine->state = MACHINE_RUNNING;
+    return true;
+}
+
+void machine_start(struct machine *machine)
+{
+    ASSERT(!machine_has_process(machine) && machine->node == NULL);
+    struct sim_cluster *cluster = machine->cluster;
+    if (machine->founder && machine->number == 0) machine->number = 1;
+    ASSERT(machine->number != 0);
+    process_begins(machine);
+    if (!bring_up(machine)) return;
     sim_cluster_note(cluster, "m%u runs as number %u, start %llu", machine->index, machine->number,
         (unsigned long long)machine->incarnation);
 }
@@ -258,20 +265,7 @@ static void joined(struct machine *machine)
             other->index, machine->number);
     cluster->result->faults[machine->replacing ? SIM_FAULT_WIPE : SIM_FAULT_JOIN]++;
     machine->removing = machine->removed = machine->removal_asked = false;
-    struct engine_report report = {0};
-    enum err err = open_node(machine, &report);
-    if (err == OK && sim_disk_is_cut(machine->disk)) {
-        node_close(machine->node, false);
-        machine->node = NULL;
-        err = ERR_IO;
-    }
-    if (err != OK) {
-        start_failed(machine, err, report.detail);
-        return;
-    }
-    machine->made = true;
-    machine->excused = false;
-    machine->state = MACHINE_RUNNING;
+    if (!bring_up(machine)) return;
     sim_cluster_note(cluster, "m%u joined as number %u", machine->index, machine->number);
 }
 

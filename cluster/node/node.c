@@ -305,7 +305,6 @@ static void node_free(struct node *node)
         free(node->scratch);
         node->scratch = next;
     }
-    buffer_deinit(&node->scratch_reply);
     free(node->groups);
     free(node->reports);
     free(node->dirty);

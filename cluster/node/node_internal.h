@@ -75,7 +75,6 @@ struct group {
     struct node *node;
     uint16_t id;
     bool dirty; /* in node->dirty: look for appends at the end of the turn */
-    bool read_due; /* in node->reading */
     bool leading; /* as of the last group_ready() */
     uint64_t leading_term;
     bool quarantined; /* data is not to be trusted: wants a snapshot */
@@ -142,7 +141,6 @@ struct txn_effect {
     uint8_t *at;
     size_t size;
     uint16_t range;
-    uint32_t order; /* next effect of the same range starts behind this many bytes: set at commit */
 };
 
 struct lane_buffer {
@@ -163,7 +161,6 @@ struct peer {
     uint64_t boot;
     uint64_t lazy_ns; /* since when something lazy waits */
     uint64_t part_id;
-    uint64_t heard_ns;
 };
 
 struct execution_item; /* a request from some node, waiting for its turn or its ticket: request.c */
@@ -236,7 +233,6 @@ struct node {
     uint64_t request_next;
     struct execution_item *executions, *executions_last; /* to be evaluated, in order of arrival */
     struct execution_item *replies; /* evaluated, wait for their tickets */
-    struct buffer scratch_reply;
 
     struct outgoing *outgoing;
     uint32_t outgoing_count, incoming_count;

@@ -270,7 +270,6 @@ static void on_frame(
             peer->assembly[i].id = 0;
         peer->boot = from->boot;
     }
-    peer->heard_ns = node->now_ns;
     while (message_next(&frame, &message) == OK)
         dispatch(node, from, lane, &message);
 }
