@@ -350,9 +350,7 @@ static void on_installed(void *ctx, enum err result)
     }
     incoming_free(group);
     raft_installed(&group->raft, meta.index, meta.term, &config, meta.config_index);
-    size_t before = group->entries.bytes;
-    if (group->raft.last == meta.index) entries_reset(&group->entries, meta.index + 1);
-    node->cache_bytes -= before - group->entries.bytes;
+    if (group->raft.last == meta.index) group_forget(group, meta.index + 1);
     group->applied = meta.index;
     group->applied_term = meta.term;
     group->applied_config = config;
@@ -881,7 +879,7 @@ void catchup_drop_data(struct group *group)
     log_info("this node holds the range no more", "range=%u", group->id);
     struct raft_restore restore = {.term = group->raft.term, .vote = group->raft.vote, .first = 1};
     uint16_t id = group->id;
-    node->cache_bytes -= group->entries.bytes;
+    group_forget(group, 1);
     bool dirty = group->dirty;
     node->groups[id] = NULL;
     group_free(group);

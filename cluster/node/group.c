@@ -134,11 +134,17 @@ void group_keep(struct group *group, struct entry *entry)
     evict(node);
 }
 
-static void truncate_entries(struct group *group, uint64_t index)
+void group_truncate(struct group *group, uint64_t index)
 {
     size_t before = group->entries.bytes;
     entries_truncate(&group->entries, index);
     group->node->cache_bytes -= before - group->entries.bytes;
+}
+
+void group_forget(struct group *group, uint64_t next)
+{
+    group->node->cache_bytes -= group->entries.bytes;
+    entries_reset(&group->entries, next);
 }
 
 /* ---- the log ---- */
@@ -177,8 +183,7 @@ static bool gate_push(struct node *node, struct gated gated)
     return true;
 }
 
-/* an entry that the log has at entry->lsn: to be kept, and told when durable */
-static bool logged(struct group *group, struct entry *entry)
+bool group_logged(struct group *group, struct entry *entry)
 {
     struct node *node = group->node;
     group->log_lsn = entry->lsn;
@@ -210,12 +215,7 @@ bool group_log(struct group *group, struct entry *entry)
         .kind = entry->kind};
     entry_record_encode(at, &record);
     if (entry->size > 0) memcpy(at + ENTRY_RECORD_HEADER, entry->data, entry->size);
-    return logged(group, entry);
-}
-
-bool group_logged_elsewhere(struct group *group, struct entry *entry)
-{
-    return logged(group, entry);
+    return group_logged(group, entry);
 }
 
 static void log_hard(struct group *group)
@@ -588,7 +588,7 @@ static enum err decode_entries(struct bytes rest, uint32_t count, struct batch *
 static void log_accepted(struct group *group, const struct raft_accept *accept, uint64_t previous,
     const struct batch *batch)
 {
-    if (accept->truncates) truncate_entries(group, accept->first);
+    if (accept->truncates) group_truncate(group, accept->first);
     for (uint64_t index = accept->first; index <= accept->last; index++) {
         uint64_t i = index - previous - 1;
         ASSERT(i < batch->count);

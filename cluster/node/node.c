@@ -85,7 +85,7 @@ static enum err replay_entry(
     bool is_config = record->kind == ENTRY_CONFIG;
     if (is_config) TRY(raft_config_decode(record->data, &config));
     raft_restore_entry(raft, record->index, record->term, is_config ? &config : NULL);
-    entries_truncate(&group->entries, record->index);
+    group_truncate(group, record->index);
     struct entry *entry = entry_new(record->index, record->term, record->kind, record->data.size);
     if (entry == NULL) return ERR_NOMEM;
     if (entry->size > 0) memcpy(entry->data, record->data.at, entry->size);

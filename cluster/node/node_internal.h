@@ -265,13 +265,16 @@ void group_ready(struct group *group);
 /* Logs an entry that the core has indexed already, and keeps it. false: no memory (the node fails). */
 bool group_log(struct group *group, struct entry *entry);
 /* The same for an entry that the caller has put into the log at entry->lsn. */
-bool group_logged_elsewhere(struct group *group, struct entry *entry);
+bool group_logged(struct group *group, struct entry *entry);
 /* `config` changed by one step of the reconciler (enum reconcile_kind). */
 void group_next_config(struct raft_config *config, int kind, uint16_t node, const uint16_t *voters,
     uint8_t voter_count);
 bool group_propose_config(struct group *group, const struct raft_config *config);
 enum err group_apply_one(
     struct group *group, uint64_t index, uint64_t term, uint8_t kind, struct bytes data) MUST_CHECK;
+/* Drops entries from `index` on (they are void), or all of them, from memory. */
+void group_truncate(struct group *group, uint64_t index);
+void group_forget(struct group *group, uint64_t next);
 /* Keeps an entry in memory, evicting old ones. */
 void group_keep(struct group *group, struct entry *entry);
 void group_apply(struct group *group);

@@ -230,7 +230,7 @@ static bool commit_several(struct node *node, ticket_t ticket)
             .data = bytes_of(entry->data, entry->size)};
         memcpy(entry_part_encode(at, group->id, &record), entry->data, entry->size);
         at += entry_part_size(entry->size);
-        if (!group_logged_elsewhere(group, entry)) return false;
+        if (!group_logged(group, entry)) return false;
     }
     free(entries);
     for (uint32_t i = 0; i < node->touched_count; i++)
